@@ -1,0 +1,173 @@
+"""Ray on a laptop or a cluster: start or join it with settings that suit it, and see what it has to give."""
+
+import contextlib
+import logging
+import os
+import sys
+import time
+
+# Read when Ray is imported or started: no usage report over the network, no workers started through uv, and no wait
+# of up to two seconds before Ray Train notices what its workers report.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+
+import joblib
+import ray
+from ray.data import DataContext, ExecutionResources
+from ray.train import ScalingConfig
+
+from helpers import settings
+
+
+class ClusterError(RuntimeError):
+    """Ray can't be reached or can't give what was asked for; the message says what to do."""
+
+
+def connect() -> None:
+    """Join the Ray that `RAY_ADDRESS` names, or start one on this machine; do nothing when already connected.
+
+    Raises:
+        ClusterError: nothing answers at `RAY_ADDRESS`.
+    """
+    if not ray.is_initialized():
+        address = os.environ.get("RAY_ADDRESS")
+        if address:
+            _join(address)
+        else:
+            _quietly(
+                address="local",
+                num_cpus=logical_cpus(),
+                include_dashboard=False,
+                # Ray warns when many processes start at once, as they do at the start of any training.
+                _system_config={"worker_maximum_startup_concurrency": 8},
+            )
+    _configure_data()
+
+
+def disconnect() -> None:
+    """Leave Ray; what `connect()` started on this machine ends with all its processes."""
+    ray.shutdown()
+
+
+@contextlib.contextmanager
+def shared():
+    """Keep one local Ray running for all notebooks started inside this context; they find it by `RAY_ADDRESS`.
+
+    A cold start costs each lesson seconds; joining a Ray that runs takes a fraction of one. With `RAY_ADDRESS` set,
+    that cluster is used and nothing is started.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        yield
+        return
+    connect()
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    try:
+        yield
+    finally:
+        del os.environ["RAY_ADDRESS"]
+        disconnect()
+
+
+def cores() -> int:
+    """The processor cores that this process may use, container limits included."""
+    return joblib.cpu_count()
+
+
+def logical_cpus() -> int:
+    """How many CPUs a local Ray is told it has.
+
+    Ray counts CPUs as tickets, not as silicon. One set is for the training workers, which would otherwise leave
+    none for the data tasks that feed them, one for those, and one for a second lesson that is open at the same time.
+    """
+    return 3 * max(2, cores())
+
+
+def on_one_machine() -> bool:
+    """Whether the Ray in use consists of this machine alone."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    return len(nodes) == 1 and nodes[0]["NodeManagerAddress"] == ray.util.get_node_ip_address()
+
+
+def scaling_config(chosen: settings.Settings | None = None) -> ScalingConfig:
+    """Return workers and resources for training that suit what Ray has, or what the reader chose.
+
+    With GPUs: one worker a GPU. On a cluster without: one a machine. On a single machine without: one for every two
+    cores, four at most, since a worker alone on one core spends more on communicating than a second one gains.
+    """
+    chosen = chosen or settings.load()
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if gpus:
+        return ScalingConfig(num_workers=chosen.workers or gpus, use_gpu=True)
+    if not on_one_machine():
+        return ScalingConfig(num_workers=chosen.workers or len(ray.nodes()))
+    workers = chosen.workers or min(4, max(1, cores() // 2))
+    return ScalingConfig(num_workers=workers, resources_per_worker={"CPU": max(1, cores() // workers)})
+
+
+def require(scaling: ScalingConfig, seconds: float = 10) -> None:
+    """Raise at once when Ray can't give what `scaling` asks for; `fit()` itself would wait for ever.
+
+    Args:
+        scaling: the workers and resources that training will ask for.
+        seconds: how long to wait for resources that exist but are in use.
+
+    Raises:
+        ClusterError: there are too few CPUs or GPUs, or others hold them.
+    """
+    wanted = scaling.total_resources
+    for resource, amount in wanted.items():
+        total = ray.cluster_resources().get(resource, 0)
+        if amount > total:
+            raise ClusterError(
+                f"{scaling.num_workers} workers need {amount:g} {resource}, and this Ray has {total:g}: "
+                "set TUTORIAL_WORKERS to a smaller number, or add machines to the cluster."
+            )
+    deadline = time.monotonic() + seconds
+    while True:
+        free = ray.available_resources()
+        busy = [name for name, amount in wanted.items() if amount > free.get(name, 0)]
+        if not busy:
+            return
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                f"{scaling.num_workers} workers need {wanted[busy[0]]:g} {busy[0]}, and only "
+                f"{free.get(busy[0], 0):g} are free: let the other lesson finish or shut down its kernel."
+            )
+        time.sleep(0.5)
+
+
+def _join(address: str) -> None:
+    try:
+        _quietly(address=address)
+    except ConnectionError as error:
+        raise ClusterError(
+            f"No Ray answers at RAY_ADDRESS={address}: start it there, or unset RAY_ADDRESS to use this machine alone."
+        ) from error
+    if not on_one_machine():
+        # The other machines have no copy of `helpers`: connect anew and send it along.
+        ray.shutdown()
+        _quietly(address=address, runtime_env={"py_modules": [sys.modules["helpers"]]})
+
+
+def _quietly(**arguments) -> None:
+    """Start or join Ray, with its logs only if the reader wants them."""
+    verbose = settings.load().logs == "verbose"
+    level = logging.INFO if verbose else logging.ERROR
+    for name in ("ray", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(level)
+    ray.init(log_to_driver=verbose, logging_level=level, **arguments)
+    logging.getLogger("ray.data").setLevel(level)
+
+
+def _configure_data() -> None:
+    context = DataContext.get_current()
+    verbose = settings.load().logs == "verbose"
+    context.enable_progress_bars = verbose
+    context.print_on_execution_start = verbose
+    if on_one_machine():
+        # The newer Parquet reader starts up to 32 processes that read file footers, which takes a small machine
+        # several times as long as the reading.
+        context.use_datasource_v2 = False
+        # No more data tasks at a time than there are cores; the other tickets are for training.
+        context.execution_options.resource_limits = ExecutionResources(cpu=cores())

@@ -1,0 +1,150 @@
+"""Every picture the lessons draw. Each function takes plain arrays and returns a matplotlib figure."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+BLUE, ORANGE, GREEN, GREY = "#2a6fdb", "#e07b27", "#2f9e62", "#8a8f98"
+
+
+def show_pictures(images: np.ndarray, captions: list[str], columns: int = 8, title: str = "") -> plt.Figure:
+    """Draw pictures in a grid, each under its caption.
+
+    Args:
+        images: uint8 (count, height, width, 3).
+        captions: a short text a picture.
+        columns: pictures a row.
+        title: stands above the grid.
+    """
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.15 * columns, 1.4 * rows + 0.3), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, caption in zip(axes.flat, images, captions, strict=False):
+        axis.imshow(image)
+        axis.set_title(caption, fontsize=8)
+    return _finish(figure, title)
+
+
+def class_balance(counts: dict[str, list[int]], class_names: list[str]) -> plt.Figure:
+    """Draw how many pictures of each class every split has; `counts` is `{split: [count of class 0, …]}`."""
+    figure, axis = plt.subplots(figsize=(8, 2.8))
+    width = 0.8 / len(counts)
+    for place, (split, values) in enumerate(counts.items()):
+        axis.bar(
+            np.arange(len(class_names)) + place * width,
+            values,
+            width,
+            label=split,
+            color=(BLUE, ORANGE)[place],
+        )
+    axis.set_xticks(
+        np.arange(len(class_names)) + 0.4 - width / 2,
+        class_names,
+        rotation=45 if len(class_names) > 10 else 0,
+    )
+    axis.set_ylabel("pictures")
+    axis.legend(frameon=False)
+    return _finish(figure, "Pictures in each class")
+
+
+def bars(values: dict[str, float], unit: str, title: str) -> plt.Figure:
+    """Draw one horizontal bar a name, with its figure beside it."""
+    figure, axis = plt.subplots(figsize=(8, 0.55 * len(values) + 0.9))
+    drawn = axis.barh(list(values), list(values.values()), color=BLUE)
+    axis.bar_label(drawn, labels=[f" {value:,.0f}" for value in values.values()])
+    axis.invert_yaxis()
+    axis.margins(x=0.15)
+    axis.set_xlabel(unit)
+    return _finish(figure, title)
+
+
+def timeline(spans: list[tuple[str, float, float, str]], title: str) -> plt.Figure:
+    """Draw what ran when.
+
+    Args:
+        spans: (lane, start, end, kind) each, in seconds; one lane a process, one colour a kind.
+        title: stands above.
+    """
+    lanes = list(dict.fromkeys(lane for lane, *_ in spans))
+    kinds = list(dict.fromkeys(kind for *_, kind in spans))
+    colours = dict(zip(kinds, (BLUE, ORANGE, GREEN, GREY), strict=False))
+    first = min(start for _, start, _, _ in spans)
+    figure, axis = plt.subplots(figsize=(8, 0.5 * len(lanes) + 1.2))
+    for lane, start, end, kind in spans:
+        axis.barh(
+            lanes.index(lane),
+            end - start,
+            left=start - first,
+            height=0.6,
+            color=colours[kind],
+            edgecolor="white",
+        )
+    axis.set_yticks(range(len(lanes)), lanes)
+    axis.invert_yaxis()
+    axis.set_xlabel("seconds")
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colours[kind]) for kind in kinds]
+    axis.legend(
+        handles,
+        kinds,
+        frameon=False,
+        ncols=len(kinds),
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.55),
+    )
+    return _finish(figure, title)
+
+
+def learning_curves(history: list[dict]) -> plt.Figure:
+    """Draw loss and accuracy on both splits against the epoch, from the dicts that the train loop returns."""
+    epochs = [metrics["epoch"] + 1 for metrics in history]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3))
+    for axis, kind in zip(axes, ("loss", "accuracy"), strict=True):
+        for split, colour in (("train", BLUE), ("test", ORANGE)):
+            axis.plot(
+                epochs,
+                [metrics[f"{split}_{kind}"] for metrics in history],
+                "o-",
+                color=colour,
+                label=split,
+            )
+        axis.set_xlabel("epoch")
+        axis.set_ylabel(kind)
+        axis.set_xticks(epochs if len(epochs) <= 12 else epochs[:: len(epochs) // 10])
+        axis.grid(alpha=0.3)
+    axes[0].set_yscale("log")
+    axes[1].set_ylim(0, 1.02)
+    axes[1].legend(frameon=False, loc="lower right")
+    return _finish(figure, "Learning curves")
+
+
+def confusion_matrix(counts: np.ndarray, class_names: list[str]) -> plt.Figure:
+    """Draw how often each true class (row) was given each answer (column); `counts` is (classes, classes)."""
+    size = max(4.0, 0.45 * len(class_names) + 1.5)
+    figure, axis = plt.subplots(figsize=(size + 0.6, size))
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axis.set_xticks(range(len(class_names)), class_names, rotation=60 if max(map(len, class_names)) > 2 else 0)
+    axis.set_yticks(range(len(class_names)), class_names)
+    axis.set_xlabel("answer")
+    axis.set_ylabel("true class")
+    if len(class_names) <= 20:
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            dark = shares[row, column] > 0.5
+            axis.text(
+                column,
+                row,
+                counts[row, column],
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if dark else "black",
+            )
+    return _finish(figure, "Answers against true classes")
+
+
+def _finish(figure: plt.Figure, title: str) -> plt.Figure:
+    if title:
+        figure.suptitle(title, fontsize=11)
+    figure.tight_layout()
+    plt.close(figure)  # the cell shows the figure that it returns; without this it would be shown twice
+    return figure
