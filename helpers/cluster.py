@@ -42,7 +42,7 @@ def connect() -> None:
                 # Ray warns when many processes start at once, as they do at the start of any training.
                 _system_config={"worker_maximum_startup_concurrency": 8},
             )
-    _configure_data()
+    _configure()
 
 
 def disconnect() -> None:
@@ -160,12 +160,14 @@ def _quietly(**arguments) -> None:
     logging.getLogger("ray.data").setLevel(level)
 
 
-def _configure_data() -> None:
+def _configure() -> None:
     context = DataContext.get_current()
     verbose = settings.load().logs == "verbose"
     context.enable_progress_bars = verbose
     context.print_on_execution_start = verbose
     if on_one_machine():
+        # A process that watches for machines about to be taken away: nobody takes this one.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         # The newer Parquet reader starts up to 32 processes that read file footers, which takes a small machine
         # several times as long as the reading.
         context.use_datasource_v2 = False

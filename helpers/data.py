@@ -67,8 +67,10 @@ def prepare(chosen: settings.Settings | None = None) -> str:
 
     Raises:
         DataError: the source can't be used; the sentence says why and what to do. No partial data stay behind.
+        SettingError: the storage folder can't be written.
     """
     chosen = chosen or settings.load()
+    settings.require_writable(chosen)
     final = chosen.path("data", _folder_name(chosen))
     filesystem, path = _filesystem(final)
     if is_whole(final):

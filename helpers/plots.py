@@ -15,7 +15,7 @@ def show_pictures(images: np.ndarray, captions: list[str], columns: int = 8, tit
         columns: pictures a row.
         title: stands above the grid.
     """
-    rows = -(-len(images) // columns)
+    rows = max(1, -(-len(images) // columns))
     figure, axes = plt.subplots(rows, columns, figsize=(1.15 * columns, 1.4 * rows + 0.3), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
@@ -43,7 +43,8 @@ def class_balance(counts: dict[str, list[int]], class_names: list[str]) -> plt.F
         rotation=45 if len(class_names) > 10 else 0,
     )
     axis.set_ylabel("pictures")
-    axis.legend(frameon=False)
+    axis.margins(y=0.25)
+    axis.legend(frameon=False, ncols=2, loc="upper right")
     return _finish(figure, "Pictures in each class")
 
 
@@ -69,7 +70,7 @@ def timeline(spans: list[tuple[str, float, float, str]], title: str) -> plt.Figu
     kinds = list(dict.fromkeys(kind for *_, kind in spans))
     colours = dict(zip(kinds, (BLUE, ORANGE, GREEN, GREY), strict=False))
     first = min(start for _, start, _, _ in spans)
-    figure, axis = plt.subplots(figsize=(8, 0.5 * len(lanes) + 1.2))
+    figure, axis = plt.subplots(figsize=(8, 0.5 * len(lanes) + 1.6))
     for lane, start, end, kind in spans:
         axis.barh(
             lanes.index(lane),
@@ -88,8 +89,8 @@ def timeline(spans: list[tuple[str, float, float, str]], title: str) -> plt.Figu
         kinds,
         frameon=False,
         ncols=len(kinds),
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.55),
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
     )
     return _finish(figure, title)
 

@@ -4,7 +4,6 @@ import importlib.metadata
 import re
 import shutil
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,12 +131,9 @@ def storage(chosen: settings.Settings, needed: float = 2 * GIB) -> Check:
     if "://" in chosen.storage:
         return Check("storage", "ok", chosen.storage)
     try:
-        Path(chosen.storage).mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=chosen.storage):
-            pass
-    except OSError as error:
-        remedy = "Set TUTORIAL_STORAGE to a folder that you may write to."
-        return Check("storage", "fail", f"{chosen.storage} can't be written: {error.strerror}", remedy)
+        settings.require_writable(chosen)
+    except settings.SettingError as error:
+        return Check("storage", "fail", str(error), "Until then nothing can be prepared or trained.")
     free = shutil.disk_usage(chosen.storage).free
     found = f"{free / GIB:.0f} GiB free for {chosen.storage}"
     if free >= needed:

@@ -8,7 +8,7 @@ if TYPE_CHECKING:  # Ray Data's processes import this module and do without torc
     import torch
 
 
-def augment_batch(batch: dict[str, np.ndarray], flip: bool, shift: int = 4) -> dict[str, np.ndarray]:
+def augment_batch(batch: dict[str, np.ndarray], flip: bool, shift: int = 2) -> dict[str, np.ndarray]:
     """Shift each picture by up to `shift` pixels and, if `flip`, mirror about half of them.
 
     The random generator is new and unseeded in each call, so that every epoch sees other variants.

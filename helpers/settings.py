@@ -7,12 +7,13 @@ in the later lessons without restarting JupyterLab; `make clean` forgets it.
 
 import json
 import os
+import tempfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
 DEFAULT_STORAGE = PROJECT / "storage"
-SAVED_CHOICES = DEFAULT_STORAGE / "settings.json"
+SAVED_CHOICES = Path(os.environ.get("TUTORIAL_CHOICES", DEFAULT_STORAGE / "settings.json"))
 
 
 class SettingError(ValueError):
@@ -103,6 +104,25 @@ def choose(**choices) -> Settings:
         beside.write_text(json.dumps({name: checked[name] for name in saved}, indent=2))
         beside.replace(SAVED_CHOICES)
     return load()
+
+
+def require_writable(chosen: Settings) -> None:
+    """Raise a sentence when the storage folder can't be made or written; a URI is checked when it is first used.
+
+    Raises:
+        SettingError: names the folder, the reason and the remedy.
+    """
+    if "://" in chosen.storage:
+        return
+    try:
+        Path(chosen.storage).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=chosen.storage):
+            pass
+    except OSError as error:
+        raise SettingError(
+            f"The storage folder {chosen.storage} can't be written ({error.strerror}): "
+            "set TUTORIAL_STORAGE to a folder that you may write to."
+        ) from error
 
 
 def overridden() -> dict[str, str]:

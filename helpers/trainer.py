@@ -5,26 +5,13 @@ import uuid
 from datetime import datetime
 
 import ray.data
-from ray.train import CheckpointConfig, DataConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from helpers import cluster, data, progress, settings
 from helpers.preprocessing import augment_batch, channel_statistics
+from helpers.sharding import KeepEveryRow
 from helpers.training import train_loop_ray_train_ray_data
-
-
-class KeepEveryRow(DataConfig):
-    """Splits `train` evenly and everything else without dropping a row."""
-
-    def configure(self, datasets, world_size, worker_handles, worker_node_ids, **kwargs):
-        """Return one dict of shards a worker; `equal=True` would drop up to `world_size - 1` test pictures."""
-        even = {name: dataset for name, dataset in datasets.items() if name == "train"}
-        shards = super().configure(even, world_size, worker_handles, worker_node_ids, **kwargs)
-        for name in datasets.keys() - even.keys():
-            splits = datasets[name].streaming_split(world_size, equal=False, locality_hints=worker_node_ids)
-            for rank, split in enumerate(splits):
-                shards[rank][name] = split
-        return shards
 
 
 def build_datasets(train_ds: ray.data.Dataset, test_ds: ray.data.Dataset, flip: bool) -> dict:

@@ -1,0 +1,20 @@
+"""Who reads what: how Ray Train deals out datasets to its workers.
+
+A room of its own because a process of Ray Train's imports it, and starts seconds sooner without PyTorch.
+"""
+
+from ray.train import DataConfig
+
+
+class KeepEveryRow(DataConfig):
+    """Splits `train` evenly and everything else without dropping a row."""
+
+    def configure(self, datasets, world_size, worker_handles, worker_node_ids, **kwargs):
+        """Return one dict of shards a worker; `equal=True` would drop up to `world_size - 1` test pictures."""
+        even = {name: dataset for name, dataset in datasets.items() if name == "train"}
+        shards = super().configure(even, world_size, worker_handles, worker_node_ids, **kwargs)
+        for name in datasets.keys() - even.keys():
+            splits = datasets[name].streaming_split(world_size, equal=False, locality_hints=worker_node_ids)
+            for rank, split in enumerate(splits):
+                shards[rank][name] = split
+        return shards

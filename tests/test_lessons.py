@@ -1,0 +1,138 @@
+"""The lint of the lessons: their shape, their links, and that what they teach is what `helpers` holds."""
+
+import ast
+import re
+
+import nbformat
+import pytest
+
+from helpers import settings
+
+NOTEBOOKS = sorted((settings.PROJECT / "notebooks").glob("*.ipynb"))
+HELPERS = {path.stem: path for path in (settings.PROJECT / "helpers").glob("*.py")}
+SECTIONS = ("**What you will learn**", "**Minutes:**", "**Before this:**", "## Try it", "**To argue about:**")
+# What a lesson builds up to and helpers holds; a lesson may define more, for itself alone.
+TAUGHT = {
+    "01_data_loading": {"data": ["to_table", "write_split"]},
+    "02_preprocessing": {
+        "preprocessing": ["channel_sums", "channel_statistics", "normalize_images", "augment_batch"],
+    },
+    "03_train_loop": {
+        "model": ["build_model"],
+        "training": [
+            "train_loop_ray_train_ray_data",
+            "build_optimizer",
+            "batch_totals",
+            "mean_over_workers",
+            "evaluate",
+            "report_with_checkpoint",
+            "resume",
+        ],
+    },
+    "04_torch_trainer": {
+        "trainer": ["build_datasets", "build_train_loop_config", "build_run_config"],
+        "sharding": ["KeepEveryRow"],
+    },
+}
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def lesson(request):
+    return request.param.stem, nbformat.read(request.param, as_version=4)
+
+
+def sources(notebook, kind):
+    return [cell.source for cell in notebook.cells if cell.cell_type == kind]
+
+
+def definitions(code):
+    """Functions and classes of `code` by name, as syntax trees without docstrings, comments or annotations."""
+    found = {}
+    for node in ast.parse(code).body:
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+            continue
+        for part in ast.walk(node):
+            if isinstance(part, ast.FunctionDef):
+                part.returns = None
+                for argument in part.args.args:
+                    argument.annotation = None
+            if isinstance(part, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(part) is not None:
+                part.body = part.body[1:]
+        found[node.name] = ast.dump(node)
+    return found
+
+
+def test_there_are_lessons():
+    assert [path.stem[:2] for path in NOTEBOOKS] == [f"{n:02d}" for n in range(len(NOTEBOOKS))]
+    assert len(NOTEBOOKS) >= 6
+
+
+def test_no_outputs_are_committed(lesson):
+    _, notebook = lesson
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert not cell.outputs and cell.execution_count is None
+
+
+def test_a_lesson_has_its_sections(lesson):
+    name, notebook = lesson
+    text = "\n".join(sources(notebook, "markdown"))
+    for section in SECTIONS:
+        assert section in text, f"{name} has no {section}"
+    learned = "## What you learned" in text
+    assert learned, f"{name} has no recap"
+    assert re.match(rf"# {name[:2]} · ", text)
+    assert len(re.findall(r"^## \d · ", text, re.MULTILINE)) >= 3
+    assert sources(notebook, "code")[-1].strip() == "cluster.disconnect()"
+
+
+def test_the_recap_matches_the_objectives(lesson):
+    _, notebook = lesson
+    text = "\n".join(sources(notebook, "markdown"))
+    objectives = re.search(r"\*\*What you will learn\*\*\n((?:- .*\n)+)", text)[1].count("\n- ") + 1
+    recap = re.search(r"## What you learned\n\n((?:- .*\n)+)", text)[1].count("\n- ") + 1
+    assert objectives == recap and 3 <= objectives <= 4
+
+
+def test_an_exercise_has_a_hidden_solution_that_runs(lesson):
+    _, notebook = lesson
+    hidden = [cell for cell in notebook.cells if cell.metadata.get("jupyter", {}).get("source_hidden")]
+    assert hidden and all("solution" in cell.metadata.tags and "assert" in cell.source for cell in hidden)
+
+
+def test_links_between_lessons_lead_somewhere(lesson):
+    _, notebook = lesson
+    names = {path.name for path in NOTEBOOKS}
+    for text in sources(notebook, "markdown"):
+        for target in re.findall(r"\]\(([^)]+)\)", text):
+            assert target in names or target.startswith("https://"), target
+
+
+def test_the_same_cells_run_everywhere(lesson):
+    _, notebook = lesson
+    for code in sources(notebook, "code"):
+        assert not re.search(r"(?<![\w.])/(tmp|root|home|Users|mnt)\b", code), "an absolute path"
+        assert not re.search(r"\.cuda\(|device\s*=\s*['\"]cuda", code), "a device is hard-coded"
+        assert len(code.splitlines()) <= 60 and max(map(len, code.splitlines())) <= 120, code
+        if "def train_loop" not in code:
+            assert len(code.splitlines()) <= 40, f"does not fit on a screen:\n{code}"
+
+
+def test_every_code_cell_is_introduced(lesson):
+    _, notebook = lesson
+    kinds = [cell.cell_type for cell in notebook.cells if "solution" not in cell.metadata.get("tags", [])]
+    bare = sum(first == second == "code" for first, second in zip(kinds, kinds[1:], strict=False))
+    assert bare <= 2
+
+
+@pytest.mark.parametrize(
+    ("stem", "module", "name"),
+    [(stem, module, name) for stem, rooms in TAUGHT.items() for module, names in rooms.items() for name in names],
+)
+def test_what_a_lesson_defines_is_what_helpers_defines(stem, module, name):
+    notebook = nbformat.read(settings.PROJECT / "notebooks" / f"{stem}.ipynb", as_version=4)
+    lesson = definitions("\n".join(sources(notebook, "code")))
+    assert name in lesson, f"{stem} no longer defines {name}"
+    assert lesson[name] == definitions(HELPERS[module].read_text())[name], (
+        f"{stem} and helpers/{module}.py drifted apart"
+    )
