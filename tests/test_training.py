@@ -1,4 +1,4 @@
-"""The promise of the series on real workers: it learns, its metrics are right, and it trains anew or goes on as told."""
+"""The promise of the series on real workers: it learns, its metrics are right, it trains anew or goes on as told."""
 
 import numpy as np
 import pytest
