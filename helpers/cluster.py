@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import socket
 import sys
 import time
 
@@ -139,8 +140,9 @@ def require(scaling: ScalingConfig, seconds: float = 10) -> None:
 
 def _join(address: str) -> None:
     try:
+        _knock(address)
         _quietly(address=address)
-    except ConnectionError as error:
+    except OSError as error:  # a ConnectionError, too
         raise ClusterError(
             f"No Ray answers at RAY_ADDRESS={address}: start it there, or unset RAY_ADDRESS to use this machine alone."
         ) from error
@@ -148,6 +150,13 @@ def _join(address: str) -> None:
         # The other machines have no copy of `helpers`: connect anew and send it along.
         ray.shutdown()
         _quietly(address=address, runtime_env={"py_modules": [sys.modules["helpers"]]})
+
+
+def _knock(address: str, seconds: float = 5) -> None:
+    """Raise OSError when nobody listens at `address`: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()
 
 
 def _quietly(**arguments) -> None:

