@@ -12,6 +12,7 @@ import time
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # or it warns in each notebook when there is no network
 
 import joblib
 import ray
@@ -84,10 +85,15 @@ def logical_cpus() -> int:
     return 3 * max(2, cores())
 
 
+def alive_nodes() -> list[dict]:
+    """The machines of the Ray in use that answer."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
 def on_one_machine() -> bool:
     """Whether the Ray in use consists of this machine alone."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    return len(nodes) == 1 and nodes[0]["NodeManagerAddress"] == ray.util.get_node_ip_address()
+    nodes = alive_nodes()
+    return len(nodes) == 1 and nodes[0]["NodeManagerHostname"] == socket.gethostname()
 
 
 def scaling_config(chosen: settings.Settings | None = None) -> ScalingConfig:
@@ -101,7 +107,7 @@ def scaling_config(chosen: settings.Settings | None = None) -> ScalingConfig:
     if gpus:
         return ScalingConfig(num_workers=chosen.workers or gpus, use_gpu=True)
     if not on_one_machine():
-        return ScalingConfig(num_workers=chosen.workers or len(ray.nodes()))
+        return ScalingConfig(num_workers=chosen.workers or len(alive_nodes()))
     workers = chosen.workers or min(4, max(1, cores() // 2))
     return ScalingConfig(num_workers=workers, resources_per_worker={"CPU": max(1, cores() // workers)})
 

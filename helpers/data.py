@@ -80,7 +80,9 @@ def prepare(chosen: settings.Settings | None = None) -> str:
     beside = f"{final}.partial-{uuid.uuid4().hex[:8]}" if local else final
     try:
         _write(chosen, beside)
-        if local:
+        if local and is_whole(final):  # another notebook was quicker
+            _delete(beside)
+        elif local:
             shutil.rmtree(path, ignore_errors=True)  # remains of something that was never whole
             os.rename(beside, path)
     except BaseException:

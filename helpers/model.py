@@ -7,9 +7,9 @@ from torchvision.models import resnet18
 def build_model(num_classes: int) -> nn.Module:
     """Return a ResNet-18 with random weights for pictures of 32×32 pixels.
 
-    The standard network shrinks its input fourfold before the first residual block, which suits 224×224
-    photographs and leaves almost nothing of a 32×32 picture. Here a 3×3 convolution with stride 2 stands in for
-    the 7×7 one, and the max-pooling is left out: the first block sees 16×16.
+    The standard network's first convolution, 7×7 with stride 2, and its max-pooling suit 224×224 photographs: of a
+    32×32 picture they would leave 8×8 for the first residual block and 1×1 at the end. Here a 3×3 convolution with
+    stride 1 stands in for the first one, so that the first block sees 16×16.
 
     Args:
         num_classes: the number of classes, 2 or more.

@@ -7,7 +7,7 @@ BLUE, ORANGE, GREEN, GREY = "#2a6fdb", "#e07b27", "#2f9e62", "#8a8f98"
 
 
 def show_pictures(images: np.ndarray, captions: list[str], columns: int = 8, title: str = "") -> plt.Figure:
-    """Draw pictures in a grid, each under its caption.
+    """Draw pictures in a grid, each with its caption above.
 
     Args:
         images: uint8 (count, height, width, 3).
@@ -21,7 +21,7 @@ def show_pictures(images: np.ndarray, captions: list[str], columns: int = 8, tit
         axis.axis("off")
     for axis, image, caption in zip(axes.flat, images, captions, strict=False):
         axis.imshow(image)
-        axis.set_title(caption, fontsize=8)
+        axis.set_title(caption, fontsize=8 if max(map(len, caption.splitlines())) <= 14 else 6)
     return _finish(figure, title)
 
 
@@ -37,11 +37,7 @@ def class_balance(counts: dict[str, list[int]], class_names: list[str]) -> plt.F
             label=split,
             color=(BLUE, ORANGE)[place],
         )
-    axis.set_xticks(
-        np.arange(len(class_names)) + 0.4 - width / 2,
-        class_names,
-        rotation=45 if len(class_names) > 10 else 0,
-    )
+    _name_classes(axis.xaxis, class_names, np.arange(len(class_names)) + 0.4 - width / 2)
     axis.set_ylabel("pictures")
     axis.margins(y=0.25)
     axis.legend(frameon=False, ncols=2, loc="upper right")
@@ -120,12 +116,12 @@ def learning_curves(history: list[dict]) -> plt.Figure:
 
 def confusion_matrix(counts: np.ndarray, class_names: list[str]) -> plt.Figure:
     """Draw how often each true class (row) was given each answer (column); `counts` is (classes, classes)."""
-    size = max(4.0, 0.45 * len(class_names) + 1.5)
+    size = min(12.0, max(4.0, 0.45 * len(class_names) + 1.5))
     figure, axis = plt.subplots(figsize=(size + 0.6, size))
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axis.set_xticks(range(len(class_names)), class_names, rotation=60 if max(map(len, class_names)) > 2 else 0)
-    axis.set_yticks(range(len(class_names)), class_names)
+    _name_classes(axis.xaxis, class_names, np.arange(len(class_names)))
+    _name_classes(axis.yaxis, class_names, np.arange(len(class_names)))
     axis.set_xlabel("answer")
     axis.set_ylabel("true class")
     if len(class_names) <= 20:
@@ -141,6 +137,14 @@ def confusion_matrix(counts: np.ndarray, class_names: list[str]) -> plt.Figure:
                 color="white" if dark else "black",
             )
     return _finish(figure, "Answers against true classes")
+
+
+def _name_classes(axis, class_names: list[str], places: np.ndarray) -> None:
+    """Write class names along an axis: shortened, turned where they are long, and not all when there are many."""
+    step = -(-len(class_names) // 30)
+    names = [name if len(name) <= 14 else f"{name[:13]}…" for name in class_names[::step]]
+    turn = {"rotation": 45, "ha": "right"} if axis.axis_name == "x" and max(map(len, names)) > 5 else {}
+    axis.set_ticks(places[::step], names, **turn)
 
 
 def _finish(figure: plt.Figure, title: str) -> plt.Figure:

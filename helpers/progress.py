@@ -59,7 +59,7 @@ class _Display:
         self.handle = uuid.uuid4().hex if "ipykernel" in sys.modules else None
         self.shown_first = False
         self.done = threading.Event()
-        self._draw(f"starting {self.workers} worker processes")
+        self._draw("starting the worker processes")
         context = contextvars.copy_context()  # the thread writes into the cell that started it
         self.thread = threading.Thread(target=context.run, args=(self._watch,), daemon=True)
         self.thread.start()
@@ -101,7 +101,7 @@ class _Display:
 
         seconds = time.monotonic() - self.start
         last = f"{waiting} … {seconds:.0f} s" if waiting else f"fit() took {seconds:.0f} s in all"
-        text = "\n".join([f"{self.run.name} · {self.workers} workers", *self.lines, last])
+        text = "\n".join([f"{self.run.name} · workers: {self.workers}", *self.lines, last])
         publish_display_data(
             {"text/plain": text},
             transient={"display_id": self.handle},

@@ -28,6 +28,7 @@ def run_all() -> None:
     Raises:
         SystemExit: a lesson failed; its error and the place of the partly executed notebook are printed.
     """
+    settings.make_paths_absolute()
     chosen = settings.load()
     shutil.rmtree(REPORT, ignore_errors=True)
     (REPORT / "executed").mkdir(parents=True)
@@ -53,6 +54,7 @@ def run_all() -> None:
 
 def lab() -> None:
     """Open JupyterLab on the lessons, with one Ray running for all of them; it ends with JupyterLab."""
+    settings.make_paths_absolute()
     print("Starting Ray for all lessons, then JupyterLab …")
     with cluster.shared():
         command = [
@@ -60,8 +62,9 @@ def lab() -> None:
             "-m",
             "jupyterlab",
             f"--notebook-dir={NOTEBOOKS}",
-            "--LabApp.news_url=",
+            "--LabApp.news_url=None",
         ]
+        command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]  # nothing from the network
         command += ["--LabApp.default_url=/lab/tree/00_start_here.ipynb", *sys.argv[2:]]
         process = subprocess.Popen(command)
         while process.poll() is None:

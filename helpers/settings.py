@@ -7,6 +7,7 @@ in the later lessons without restarting JupyterLab; `make clean` forgets it.
 
 import json
 import os
+import re
 import tempfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -30,9 +31,10 @@ class Settings:
         workers: training worker processes; 0 means as many as suit this machine or cluster.
         batch_size: the global batch size in pictures, shared by all workers, 2 to 65536.
         learning_rate: the highest learning rate of the one-cycle schedule.
-        seed: the seed of weights, shuffling and augmentation.
+        seed: of the weights and of the shuffle inside each worker; augmentation and the order of blocks differ anyway.
         storage: where data, runs and checkpoints go: a local folder or a URI such as `s3://bucket/path`.
         cifar10_archive: a CIFAR-10 archive that the reader has; empty means download or look in the data folder.
+        flip: mirror pictures at random when augmenting: `yes`, `no`, or `auto`, which spares the digits.
         unreadable: what to do with a picture that can't be decoded: `stop` or `skip`.
         logs: `quiet`, or `verbose` to see Ray's own logs in the notebook.
     """
@@ -41,10 +43,11 @@ class Settings:
     epochs: int = 4
     workers: int = 0
     batch_size: int = 64
-    learning_rate: float = 0.05
+    learning_rate: float = 0.03
     seed: int = 42
     storage: str = str(DEFAULT_STORAGE)
     cifar10_archive: str = ""
+    flip: str = "auto"
     unreadable: str = "stop"
     logs: str = "quiet"
 
@@ -57,9 +60,15 @@ class Settings:
     @property
     def data_name(self) -> str:
         """A short name of the data source for run names and titles: `digits`, `cifar`, or the folder's name."""
-        if self.data == "cifar10":
-            return "cifar"
-        return self.data if self.data == "digits" else Path(self.data).name
+        if self.data in ("digits", "cifar10"):
+            return self.data.removesuffix("10")
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(self.data).name).strip("-") or "pictures"
+        return f"{name}-folder" if name in ("digits", "cifar") else name
+
+    @property
+    def flips(self) -> bool:
+        """Whether augmentation mirrors pictures: a mirrored bird is a bird, a mirrored 2 is no digit."""
+        return self.flip == "yes" or (self.flip == "auto" and self.data != "digits")
 
     def path(self, *parts: str) -> str:
         """Join `parts` to the storage location, which may be a local folder or a URI."""
@@ -104,6 +113,14 @@ def choose(**choices) -> Settings:
         beside.write_text(json.dumps({name: checked[name] for name in saved}, indent=2))
         beside.replace(SAVED_CHOICES)
     return load()
+
+
+def make_paths_absolute() -> None:
+    """Rewrite relative paths in TUTORIAL_* variables, for notebooks that will run in another folder."""
+    chosen = load()
+    for name in ("data", "storage", "cifar10_archive"):
+        if f"TUTORIAL_{name.upper()}" in overridden():
+            os.environ[f"TUTORIAL_{name.upper()}"] = getattr(chosen, name)
 
 
 def require_writable(chosen: Settings) -> None:
@@ -175,6 +192,8 @@ def _checked(chosen: Settings) -> Settings:
         fail("learning_rate", "a number above 0, at most 10")
     if not 0 <= chosen.seed < 2**31:
         fail("seed", "a whole number from 0 to 2147483647")
+    if chosen.flip not in ("auto", "yes", "no"):
+        fail("flip", "yes, no or auto")
     if chosen.unreadable not in ("stop", "skip"):
         fail("unreadable", "stop or skip")
     if chosen.logs not in ("quiet", "verbose"):

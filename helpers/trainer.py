@@ -84,6 +84,6 @@ def build_trainer(chosen: settings.Settings | None = None, scaling_config: Scali
         ),
         scaling_config=scaling_config,
         run_config=build_run_config(chosen),
-        datasets=build_datasets(train_ds, test_ds, flip=chosen.data != "digits"),
+        datasets=build_datasets(train_ds, test_ds, flip=chosen.flips),
         dataset_config=KeepEveryRow(),
     )

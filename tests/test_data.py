@@ -1,10 +1,14 @@
 """Every source becomes the same Parquet layout, and a source that can't be used says why and leaves nothing behind."""
 
+import functools
 import hashlib
+import http.server
 import io
 import os
 import pickle
+import shutil
 import tarfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +134,21 @@ def test_a_truncated_archive_is_refused_by_its_checksum(tmp_path, small_cifar10)
         data.prepare(chosen(tmp_path, data="cifar10", cifar10_archive=str(small_cifar10)))
     assert leftovers(tmp_path) == []
     assert small_cifar10.exists(), "a reader's own file is never deleted"
+
+
+def test_cifar10_is_downloaded_once_and_kept(tmp_path, small_cifar10, monkeypatch, capfd):
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(small_cifar10.parent))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{server.server_port}/{CIFAR10.filename}")
+        folder = data.prepare(chosen(tmp_path, data="cifar10"))
+        server.shutdown()
+    assert len(read(folder, "train")[0]) == 100
+    assert "100%" in capfd.readouterr().err, "no progress bar was shown"
+    kept = tmp_path / "storage" / "data" / CIFAR10.filename
+    assert kept.read_bytes() == small_cifar10.read_bytes()
+    shutil.rmtree(folder)
+    assert data.is_whole(data.prepare(chosen(tmp_path, data="cifar10"))), "it was not taken from the data folder"
 
 
 def test_without_network_the_sentence_names_the_ways_out(tmp_path, monkeypatch):

@@ -40,6 +40,7 @@ def test_a_variable_wins_over_a_choice(monkeypatch):
         ("workers", -1, "from 1 to 1024"),
         ("batch_size", 1, "from 2 to 65536"),
         ("learning_rate", 0.0, "above 0"),
+        ("flip", "maybe", "yes, no or auto"),
         ("unreadable", "ignore", "stop or skip"),
         ("logs", "loud", "quiet or verbose"),
         ("cifar10_archive", "nowhere.tar.gz", "a file cifar-10-python.tar.gz that exists"),
@@ -78,3 +79,23 @@ def test_a_relative_folder_becomes_absolute(monkeypatch, tmp_path):
 
 def test_a_uri_stays_as_it_is():
     assert settings.Settings(storage="s3://bucket/x/").path("runs", "a") == "s3://bucket/x/runs/a"
+
+
+@pytest.mark.parametrize(("folder", "name"), [("my birds", "my-birds"), ("digits", "digits-folder"), ("ü", "pictures")])
+def test_a_folder_gets_a_name_that_suits_a_path(tmp_path, folder, name):
+    (tmp_path / folder).mkdir()
+    assert settings.choose(data=str(tmp_path / folder)).data_name == name
+
+
+def test_digits_are_not_mirrored_unless_asked():
+    flips = [settings.Settings(data=data, flip=flip).flips for data, flip in (("digits", "auto"), ("digits", "yes"))]
+    assert flips == [False, True]
+    assert settings.Settings(data="cifar10").flips and not settings.Settings(data="cifar10", flip="no").flips
+
+
+def test_relative_paths_hold_for_notebooks_in_another_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TUTORIAL_STORAGE", "out")
+    settings.make_paths_absolute()
+    monkeypatch.chdir("/")
+    assert settings.load().storage == str(tmp_path / "out")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from ray.train import ScalingConfig
 
-from helpers import cluster, data, evaluation, settings, trainer
+from helpers import cluster, data, evaluation, progress, settings, trainer
 from helpers.model import build_model
 from helpers.trainer import build_trainer
 from helpers.training import evaluate
@@ -81,11 +81,14 @@ def test_a_checkpoint_holds_what_resuming_needs(finished):
     assert state["config"]["class_names"] == ["dark", "light"]
 
 
-def test_a_second_fit_trains_anew(chosen, finished):
+def test_a_second_fit_trains_anew(chosen, finished, capsys):
     first, _ = finished
     second = build_trainer(chosen, ScalingConfig(num_workers=1))
     assert second.run_config.name != first.run_config.name
-    history = second.fit().return_value
+    with progress.shown(second):
+        history = second.fit().return_value
+    shown = capsys.readouterr().out.strip().splitlines()[-2:]
+    assert shown[0].startswith("epoch 1/2   train loss") and shown[1].startswith("epoch 2/2")
     assert [metrics["epoch"] for metrics in history] == [0, 1]
     assert history[0]["train_loss"] > 1.2 * history[1]["train_loss"], "it started from a trained model"
 
