@@ -12,7 +12,6 @@ import time
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # or it warns in each notebook when there is no network
 
 import joblib
 import ray
@@ -171,8 +170,22 @@ def _quietly(**arguments) -> None:
     level = logging.INFO if verbose else logging.ERROR
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(level)
-    ray.init(log_to_driver=verbose, logging_level=level, **arguments)
+    with contextlib.nullcontext() if verbose else _no_stderr():
+        ray.init(log_to_driver=verbose, logging_level=level, **arguments)
     logging.getLogger("ray.data").setLevel(level)
+
+
+@contextlib.contextmanager
+def _no_stderr():
+    """Drop what Ray's compiled part writes while it starts, such as a warning that there is no internet."""
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
 
 
 def _configure() -> None:
