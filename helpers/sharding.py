@@ -11,6 +11,8 @@ class KeepEveryRow(DataConfig):
 
     def configure(self, datasets, world_size, worker_handles, worker_node_ids, **kwargs):
         """Return one dict of shards a worker; `equal=True` would drop up to `world_size - 1` test pictures."""
+        if world_size == 1:  # nothing to deal out, so no processes that would do it
+            return DataConfig(datasets_to_split=[]).configure(datasets, 1, worker_handles, worker_node_ids, **kwargs)
         even = {name: dataset for name, dataset in datasets.items() if name == "train"}
         shards = super().configure(even, world_size, worker_handles, worker_node_ids, **kwargs)
         for name in datasets.keys() - even.keys():
