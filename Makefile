@@ -27,8 +27,8 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 	  { echo "Python 3.11, 3.12 or 3.13 is needed; this is $$($(PYTHON) --version). Name one: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
-	@echo "Setting up $(VENV): 2 to 4 minutes on a fast line. Downloads about 3 GB on Linux (PyTorch with CUDA), or"
-	@echo "0.6 GB on a Mac and with TORCH=cpu; takes 6.7 GB of disk on Linux."
+	@echo "Setting up $(VENV): about 2.5 minutes on a fast line. On Linux it downloads 3.2 GB, most of it the CUDA"
+	@echo "libraries of PyTorch, and takes 6.6 GB of disk; TORCH=cpu leaves those libraries out."
 	@$(PYTHON) -m venv $(VENV) || { echo "Could not make $(VENV): on Debian or Ubuntu, apt install python3-venv."; exit 1; }
 	@[ -z "$(TORCH_SUFFIX)" ] || $(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH_OPTIONS) \
 	  $$(sed -n 's/^\(torch\(vision\)\{0,1\}==[^ ]*\).*/\1$(TORCH_SUFFIX)/p' constraints.txt)
