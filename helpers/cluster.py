@@ -40,8 +40,8 @@ def connect() -> None:
                 address="local",
                 num_cpus=logical_cpus(),
                 include_dashboard=False,
-                # Ray warns when many processes start at once, as they do at the start of any training.
-                _system_config={"worker_maximum_startup_concurrency": 8},
+                # Ray would warn in the notebook about the processes that any training starts.
+                _system_config={"worker_maximum_startup_concurrency": 64},
             )
     _configure()
 

@@ -57,14 +57,11 @@ def lab() -> None:
     settings.make_paths_absolute()
     print("Starting Ray for all lessons, then JupyterLab …")
     with cluster.shared():
-        command = [
-            sys.executable,
-            "-m",
-            "jupyterlab",
-            f"--notebook-dir={NOTEBOOKS}",
-            "--LabApp.news_url=None",
-        ]
-        command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]  # nothing from the network
+        jupyter = [sys.executable, "-m", "jupyter"]
+        # Its news ask the network, and whether they may.
+        news = "@jupyterlab/apputils-extension:announcements"
+        subprocess.run([*jupyter, "labextension", "disable", "--level=sys_prefix", news], capture_output=True)
+        command = [*jupyter, "lab", f"--notebook-dir={NOTEBOOKS}"]
         command += ["--LabApp.default_url=/lab/tree/00_start_here.ipynb", *sys.argv[2:]]
         process = subprocess.Popen(command)
         while process.poll() is None:
