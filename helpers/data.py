@@ -84,7 +84,7 @@ def prepare(chosen: settings.Settings | None = None) -> str:
             _delete(beside)
         elif local:
             shutil.rmtree(path, ignore_errors=True)  # remains of something that was never whole
-            os.rename(beside, path)
+            os.rename(_filesystem(beside)[1], path)
     except BaseException:
         _delete(beside)
         raise

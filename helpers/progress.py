@@ -4,7 +4,6 @@ import contextlib
 import contextvars
 import json
 import signal
-import sys
 import threading
 import time
 import uuid
@@ -45,6 +44,12 @@ def shown(trainer):
             signal.signal(signal.SIGINT, previous)  # `fit()` leaves its own handler behind
 
 
+def _in_a_notebook() -> bool:
+    from IPython import get_ipython
+
+    return hasattr(get_ipython(), "kernel")
+
+
 class _Display:
     """A thread that looks at the reports twice a second and rewrites one block of text."""
 
@@ -56,7 +61,7 @@ class _Display:
         self.lines = []
         self.seen = {}
         self.last = self.start
-        self.handle = uuid.uuid4().hex if "ipykernel" in sys.modules else None
+        self.handle = uuid.uuid4().hex if _in_a_notebook() else None
         self.shown_first = False
         self.done = threading.Event()
         self._draw("starting the worker processes")
