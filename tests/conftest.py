@@ -16,6 +16,11 @@ def pytest_configure(config):
     os.environ["TUTORIAL_CHOICES"] = f"{config.storage_of_tests}/settings.json"
 
 
+def pytest_collection_modifyitems(items):
+    """Run last what looks at the lessons' results."""
+    items.sort(key=lambda item: item.get_closest_marker("after_lessons") is not None)
+
+
 def pytest_unconfigure(config):
     """Leave nothing behind."""
     shutil.rmtree(config.storage_of_tests, ignore_errors=True)

@@ -9,9 +9,12 @@ import pickle
 import shutil
 import tarfile
 import threading
+import types
 from pathlib import Path
 
+import fsspec
 import numpy as np
+import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -85,6 +88,35 @@ def test_an_interrupted_write_is_never_taken_for_data(tmp_path, monkeypatch):
     (tmp_path / "storage/data/digits/train").mkdir(parents=True)
     folder = data.prepare(chosen(tmp_path))
     assert data.is_whole(folder) and len(read(folder, "test")[0]) == 357
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """Let s3://bucket lead to a folder, through a file system that can't rename what it holds, like a real one."""
+    remote = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fsspec.filesystem("file")))
+    found = types.SimpleNamespace(from_uri=lambda uri: (remote, uri.replace("s3://bucket", str(tmp_path))))
+    fs = types.SimpleNamespace(**{**vars(pyarrow.fs), "FileSystem": found})
+    monkeypatch.setattr(data, "pyarrow", types.SimpleNamespace(fs=fs))
+    return tmp_path
+
+
+def test_data_in_a_bucket_count_once_they_are_whole(bucket, monkeypatch):
+    storage = settings.Settings(storage="s3://bucket/storage")
+    with monkeypatch.context() as patch:
+        original = data.write_split
+
+        def fill_the_bucket(*arguments):
+            original(*arguments)
+            raise OSError("the bucket is full")
+
+        patch.setattr(data, "write_split", fill_the_bucket)
+        with pytest.raises(OSError, match="full"):
+            data.prepare(storage)
+    assert leftovers(bucket) == []
+    assert data.prepare(storage) == "s3://bucket/storage/data/digits"
+    assert data.is_whole("s3://bucket/storage/data/digits") and leftovers(bucket) == ["digits"]
+    assert data.class_names(storage) == [str(digit) for digit in range(10)]
+    assert len(read(bucket / "storage/data/digits", "train")[0]) == 1440
 
 
 # --- CIFAR-10 ---

@@ -33,7 +33,8 @@ def chosen(tmp_path_factory):
                     .astype(np.uint8)
                 )
                 Image.fromarray(pixels).save(folder / split / name / f"{index}.png")
-    storage = str(tmp_path_factory.mktemp("storage"))
+    # A URI: the lessons themselves train into a plain folder.
+    storage = f"file://{tmp_path_factory.mktemp('storage')}"
     return settings.Settings(data=str(folder), epochs=2, batch_size=32, learning_rate=0.02, storage=storage)
 
 
