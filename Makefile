@@ -12,12 +12,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 
-.PHONY: run lab test lint setup clean distclean help
+.PHONY: run lab test bench lint setup clean distclean help
 
 help:
 	@echo "make run        set up, run all lessons, write report/index.html"
 	@echo "make lab        set up, open JupyterLab on the lessons"
 	@echo "make test       set up, run the tests (lessons included)"
+	@echo "make bench      set up, measure the series beside the usual ways; write report/bench.md (about an hour)"
 	@echo "make lint       set up, check style and that notebooks have no outputs"
 	@echo "make clean      forget choices, prepared data, runs and the report; keep .venv and a downloaded archive"
 	@echo "make distclean  make clean, and remove .venv and all of storage/"
@@ -43,6 +44,9 @@ lab: $(STAMP)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest
+
+bench: $(STAMP)
+	@$(BIN)/python tests/bench $(BENCH)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check helpers tests && $(BIN)/nbstripout --verify notebooks/*.ipynb

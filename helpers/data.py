@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 
-from helpers import settings, sources
+from helpers import cluster, settings, sources
 from helpers.sources import DataError
 
 SPLITS = ("train", "test")
@@ -128,43 +128,48 @@ def _write(chosen: settings.Settings, folder: str) -> None:
             images, labels = pictures[split]
             write_split(to_table(images, labels, pictures["class_names"]), f"{folder}/{split}")
     else:
-        listing = sources.list_folder(chosen.data, chosen.seed)
-        for split in SPLITS:
-            _write_folder_split(listing, split, f"{folder}/{split}", chosen.unreadable)
+        _write_folder(sources.list_folder(chosen.data, chosen.seed), folder, chosen.unreadable)
     filesystem, path = _filesystem(folder)
     with filesystem.open_output_stream(f"{path}/_SUCCESS"):
         pass
 
 
-def _write_folder_split(listing: dict, split: str, folder: str, unreadable: str) -> None:
-    """Decode one split of a folder of pictures in parallel with Ray Data: one row, task and file a part."""
-    paths, labels = listing[split]
+def _write_folder(listing: dict, folder: str, unreadable: str) -> None:
+    """Decode a folder of pictures in parallel with Ray Data: one row, task and file a part of a split."""
     filesystem, path = _filesystem(folder)
-    filesystem.create_dir(path)
+    class_names, rows = listing["class_names"], []
+    for split in SPLITS:
+        paths, labels = listing[split]
+        filesystem.create_dir(f"{path}/{split}")
+        parts = max(8, math.ceil(len(paths) / 5000))
+        for part in range(parts):
+            file = f"{path}/{split}/part-{part:05d}.parquet"
+            rows.append({"split": split, "file": file, "paths": paths[part::parts], "labels": labels[part::parts]})
 
     def decode_and_write(row: dict) -> dict:
         images, kept, failed = sources.decode(row["paths"])
         if kept:
-            table = to_table(images, np.asarray(row["labels"])[kept], listing["class_names"])
-            pq.write_table(table, f"{path}/part-{row['part']:05d}.parquet", filesystem=filesystem)
-        return {"failed": json.dumps(failed)}
+            table = to_table(images, np.asarray(row["labels"])[kept], class_names)
+            pq.write_table(table, row["file"], filesystem=filesystem)
+        return {"split": row["split"], "failed": json.dumps(failed)}
 
-    num_parts = max(8, math.ceil(len(paths) / 5000))
-    rows = [{"part": n, "paths": paths[n::num_parts], "labels": labels[n::num_parts]} for n in range(num_parts)]
-    parts = ray.data.from_items(rows, override_num_blocks=num_parts).map(decode_and_write)
-    failed = []
-    for row in parts.iter_rows():
-        failed += json.loads(row["failed"])
-        if failed and unreadable == "stop":
+    failed = {split: [] for split in SPLITS}
+    with cluster.all_cores_at_once() as compute:
+        decoded = ray.data.from_items(rows, override_num_blocks=len(rows)).map(decode_and_write, compute=compute)
+    for row in decoded.iter_rows():
+        failed[row["split"]] += json.loads(row["failed"])
+        if failed[row["split"]] and unreadable == "stop":
             raise DataError(
-                f"The picture {failed[0]} can't be decoded. Mend or remove it, or set TUTORIAL_UNREADABLE=skip "
-                "to leave such pictures out."
+                f"The picture {failed[row['split']][0]} can't be decoded. Mend or remove it, or set "
+                "TUTORIAL_UNREADABLE=skip to leave such pictures out."
             )
-    if len(failed) == len(paths):
-        raise DataError(f"None of the {len(paths)} pictures of the split {split} can be decoded.")
-    if failed:
-        shown = ", ".join(failed[:3]) + (" …" if len(failed) > 3 else "")
-        print(f"Left out {len(failed)} of {len(paths)} pictures of {split} that can't be decoded: {shown}")
+    for split, names in failed.items():
+        count = len(listing[split][0])
+        if len(names) == count:
+            raise DataError(f"None of the {count} pictures of the split {split} can be decoded.")
+        if names:
+            shown = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+            print(f"Left out {len(names)} of {count} pictures of {split} that can't be decoded: {shown}")
 
 
 def _folder_name(chosen: settings.Settings) -> str:

@@ -183,7 +183,8 @@ def _fit(picture: Image.Image) -> np.ndarray:
 
     size = (IMAGE_SIZE, IMAGE_SIZE)
     picture.draft("RGB", size)  # lets a JPEG be decoded at a fraction of its size
-    upright = ImageOps.exif_transpose(picture).convert("RGB")
+    ImageOps.exif_transpose(picture, in_place=True)
+    upright = picture if picture.mode == "RGB" else picture.convert("RGB")
     return np.asarray(upright if upright.size == size else ImageOps.fit(upright, size, Image.Resampling.BILINEAR))
 
 

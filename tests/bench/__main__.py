@@ -1,0 +1,114 @@
+"""`make bench`: the series beside what a reader would use instead, as ratios measured in one run.
+
+Every program runs as a process of its own, one after the other, in several rounds; a ratio compares two programs of
+the same round, so that a machine that slows down slows both. Writes report/bench.md and report/bench.png.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import summary
+from pictures import write_jpegs
+
+from helpers import cluster, settings
+
+HERE = Path(__file__).resolve().parent
+REPORT = settings.PROJECT / "report"
+MARK = "measured: "
+
+
+def main() -> None:
+    """Read the options, measure round by round, and write the report after each."""
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--repeats", type=int, default=3, help="rounds; the per-row recipe runs in the first alone")
+    parser.add_argument("--rows", type=int, default=6000, help="pictures to train on")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--only", choices=["fit", "data", "stream"], help="measure one group of programs")
+    options = parser.parse_args()
+    groups = {"fit": fit_programs, "data": data_programs, "stream": stream_programs}
+    if options.only:
+        groups = {options.only: groups[options.only]}
+    REPORT.mkdir(exist_ok=True)
+    rounds = []
+    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
+        os.environ["TMPDIR"] = scratch  # what a measured program leaves behind goes with it
+        write_jpegs(f"{scratch}/jpegs", train=9000, test=1000)
+        for number in range(options.repeats):
+            rounds.append({})
+            for group in groups.values():
+                group(rounds[-1], options, scratch, first=number == 0)
+            (REPORT / "bench.json").write_text(json.dumps({"options": vars(options), "rounds": rounds}, indent=1))
+            summary.write(rounds, vars(options), REPORT)
+    print((REPORT / "bench.md").read_text())
+
+
+def fit_programs(figures: dict, options, scratch: str, first: bool) -> None:
+    """Train: without Ray, with ours, and once with the per-row recipe."""
+    size = {"rows": options.rows, "epochs": options.epochs, "batch": 64}
+    figures["bare"] = measure("baselines.bare", **size)
+    figures["dataloader"] = measure("baselines.dataloader", **size)
+    figures["torchrun"] = measure("baselines.ddp", processes=2, **size)
+    figures["ours, cold"] = measure("ours.fit", workers=1, **size)
+    with cluster.shared():
+        figures["ours"] = measure("ours.fit", workers=1, **size)
+        figures["ours, 2 workers"] = measure("ours.fit", workers=2, **size)
+    if first:
+        with tempfile.TemporaryDirectory(dir=scratch) as folder:
+            figures["per row"] = measure("baselines.per_row_fit", folder=folder, **size)
+
+
+def data_programs(figures: dict, options, scratch: str, first: bool) -> None:
+    """Write, read and prepare pictures, without training."""
+    size = {"rows": 20000, "epochs": 4, "batch": 64}
+    figures["write"] = measure("ours.write", rows=20000)
+    figures["dataloader ingest"] = measure("baselines.dataloader_ingest", **size)
+    figures["PIL loop"] = measure("baselines.pil_loop", folder=f"{scratch}/jpegs")
+    with cluster.shared():
+        figures["ingest"] = measure("ours.ingest", **size)
+    figures["folder"] = measure("ours.folder", path=f"{scratch}/jpegs")
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        figures["per row write"] = measure("baselines.per_row_write", rows=20000, folder=folder)
+    if first:
+        with tempfile.TemporaryDirectory(dir=scratch) as folder:
+            figures["per row ingest"] = measure("baselines.per_row_ingest", folder=folder, **{**size, "epochs": 1})
+
+
+def stream_programs(figures: dict, options, scratch: str, first: bool) -> None:
+    """Stream 1, 4 and 16 times more rows than the object store holds."""
+    for times in (1, 4, 16):
+        figures[f"stream {times}"] = measure("ours.stream", rows=50000, times=times, store_megabytes=100)
+
+
+def measure(program: str, processes: int = 1, **arguments) -> dict:
+    """Run one program in a fresh process and return the figures it prints, with the seconds of the whole process."""
+    print(f"{program} {arguments} …", end=" ", flush=True)
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [*launcher, str(HERE / "__main__.py"), "--program", program, json.dumps(arguments)]
+    start = time.perf_counter()
+    finished = subprocess.run(command, capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+    lines = [line for line in finished.stdout.splitlines() if line.startswith(MARK)]
+    if finished.returncode or not lines:
+        raise SystemExit(f"failed:\n{finished.stdout[-2000:]}{finished.stderr[-4000:]}")
+    figures = [json.loads(line.removeprefix(MARK)) for line in lines]
+    print(f"{seconds:.0f} s", flush=True)
+    return {**min(figures, key=lambda one: one.get("rank", 0)), "process": seconds}
+
+
+def run_program(program: str, arguments: str) -> None:
+    """Run `module.function` with the arguments, a JSON object, and print what it returns."""
+    module, function = program.split(".")
+    print(f"\n{MARK}{json.dumps(getattr(importlib.import_module(module), function)(**json.loads(arguments)))}")
+
+
+if __name__ == "__main__":
+    run_program(*sys.argv[2:4]) if sys.argv[1:2] == ["--program"] else main()
