@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import sys
+import tempfile
 import time
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ os.environ.setdefault("RAY_preload_python_modules", "ray.data")
 import joblib
 import ray
 from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from helpers import settings
 
@@ -95,9 +97,8 @@ def alive_nodes() -> list[dict]:
 
 
 def on_one_machine() -> bool:
-    """Whether the Ray in use consists of this machine alone."""
-    nodes = alive_nodes()
-    return len(nodes) == 1 and nodes[0]["NodeManagerHostname"] == socket.gethostname()
+    """Whether the Ray in use consists of this machine alone, however many nodes run on it."""
+    return {node["NodeManagerHostname"] for node in alive_nodes()} == {socket.gethostname()}
 
 
 def scaling_config(chosen: settings.Settings | None = None) -> "ScalingConfig":
@@ -116,6 +117,28 @@ def scaling_config(chosen: settings.Settings | None = None) -> "ScalingConfig":
         return ScalingConfig(num_workers=chosen.workers or len(alive_nodes()))
     workers = chosen.workers or min(4, max(1, cores() // 2))
     return ScalingConfig(num_workers=workers, resources_per_worker={"CPU": max(1, cores() // workers)})
+
+
+def actor_pool(chosen: settings.Settings | None = None) -> tuple[int, dict]:
+    """How many actors are to answer side by side, and what each gets: as many as training would have workers.
+
+    Returns:
+        The number of actors, and the resources of one, as `map_batches` and an actor's `options` take them.
+
+    Raises:
+        ClusterError: Ray can't give them.
+    """
+    scaling = scaling_config(chosen)
+    require(scaling)
+    if scaling.use_gpu:
+        return scaling.num_workers, {"num_gpus": 1}
+    return scaling.num_workers, {"num_cpus": (scaling.resources_per_worker or {}).get("CPU", 1)}
+
+
+def worker_counts() -> list[int]:
+    """One training worker, and as many as there are GPUs; without GPUs, as many as suit this Ray, two at least."""
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    return sorted({1, gpus or max(2, scaling_config().num_workers)})
 
 
 @contextlib.contextmanager
@@ -168,6 +191,27 @@ def require(scaling: "ScalingConfig", seconds: float = 10) -> None:
         time.sleep(0.5)
 
 
+def require_shared(storage: str) -> None:
+    """Raise when another machine of the cluster can't see the storage folder: training would fail at its first
+    checkpoint, after all the work of an epoch.
+
+    Raises:
+        ClusterError: names the machine and the remedy.
+    """
+    if "://" in storage or on_one_machine():
+        return
+    os.makedirs(storage, exist_ok=True)
+    look = ray.remote(num_cpus=0)(os.path.exists)
+    with tempfile.NamedTemporaryFile(dir=storage, prefix=".seen-by-all-") as token:
+        for node in alive_nodes():
+            there = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
+            if not ray.get(look.options(scheduling_strategy=there).remote(token.name)):
+                raise ClusterError(
+                    f"The machine {node['NodeManagerHostname']} can't see the storage folder {storage}: set "
+                    "TUTORIAL_STORAGE to a folder that all machines share, or to a URI such as s3://bucket/path."
+                )
+
+
 def _join(address: str) -> None:
     try:
         _knock(address)
@@ -191,13 +235,22 @@ def _knock(address: str, seconds: float = 5) -> None:
 
 def _quietly(**arguments) -> None:
     """Start or join Ray, with its logs only if the reader wants them."""
+    with quiet() as level:
+        ray.init(log_to_driver=level < logging.ERROR, logging_level=level, **arguments)
+    # The switch that Ray's debugger uses, too: `log_to_driver` alone lets long messages about workers through.
+    ray._private.worker._worker_logs_enabled = level < logging.ERROR
+    logging.getLogger("ray.data").setLevel(level)
+
+
+@contextlib.contextmanager
+def quiet():
+    """Keep what Ray writes while it starts or stops out of the notebook, unless the reader chose `logs="verbose"`."""
     verbose = settings.load().logs == "verbose"
     level = logging.INFO if verbose else logging.ERROR
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(level)
     with contextlib.nullcontext() if verbose else _no_stderr():
-        ray.init(log_to_driver=verbose, logging_level=level, **arguments)
-    logging.getLogger("ray.data").setLevel(level)
+        yield level
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import ray.data
 import ray.train
 import torch
 
-from helpers import settings
+from helpers import data, settings
 from helpers.model import build_model
 from helpers.preprocessing import normalize_images
 
@@ -45,6 +45,7 @@ def save(result: ray.train.Result, accuracy: float, pictures: int, chosen: setti
         "accuracy": accuracy,
         "pictures": pictures,
         "data": chosen.data_name,
+        "prepared": os.path.basename(data.prepare(chosen)),
         "epochs": len(result.return_value),
         "run": os.path.basename(result.path.rstrip("/")),
         "checkpoint": os.path.basename(result.checkpoint.path.rstrip("/")),
@@ -65,6 +66,47 @@ def latest(chosen: settings.Settings) -> dict:
     filesystem, path = pyarrow.fs.FileSystem.from_uri(folder)
     with filesystem.open_input_stream(f"{path}/{_record_name(chosen, folder)}") as stream:
         return json.loads(stream.read())
+
+
+def trained_checkpoint(chosen: settings.Settings) -> ray.train.Checkpoint:
+    """Return the checkpoint that `latest` speaks of; train, evaluate and keep one first when there is none.
+
+    A network that was trained on other pictures under the same name does not count, nor one that was deleted.
+
+    Raises:
+        ClusterError, DataError, ValueError: as `trainer.build_trainer`, when training is needed and can't be done.
+    """
+    checkpoint = _kept_checkpoint(chosen)
+    if checkpoint is None:
+        print(f"No network trained on {chosen.data_name} is kept yet: training one first, as lesson 05 does.")
+        _train(chosen)
+        checkpoint = _kept_checkpoint(chosen)
+    return checkpoint
+
+
+def _kept_checkpoint(chosen: settings.Settings) -> ray.train.Checkpoint | None:
+    try:
+        record = latest(chosen)
+    except FileNotFoundError:
+        return None
+    checkpoint = ray.train.Checkpoint(chosen.path("runs", record["run"], record["checkpoint"]))
+    there = checkpoint.filesystem.get_file_info(f"{checkpoint.path}/state.pt").type == pyarrow.fs.FileType.File
+    same_pictures = record.get("prepared") == os.path.basename(data.prepare(chosen))
+    return checkpoint if there and same_pictures else None
+
+
+def _train(chosen: settings.Settings) -> None:
+    # Here and not above: processes that only load a checkpoint do without the trainer.
+    from helpers import progress
+    from helpers.trainer import build_trainer
+
+    trainer = build_trainer(chosen)
+    with progress.shown(trainer):
+        result = trainer.fit()
+    model, config = load_model(result.checkpoint)
+    answers = predict(model, config, data.load("test", chosen))
+    right = answers["probability"].argmax(axis=1) == answers["label"]
+    save(result, float(right.mean()), len(right), chosen)
 
 
 def _record_name(chosen: settings.Settings, folder: str) -> str:

@@ -120,3 +120,84 @@ def check_per_class_accuracy(answer, confusion: np.ndarray) -> str:
     if np.allclose(values, np.diag(confusion)):
         return "These are counts: divide each by the number of pictures that the class has."
     return f"Class 0 should have {expected[0]:.3f} and has {values[0]:.3f}: diagonal divided by the sum of the row."
+
+
+def check_steps_lost(answer, pages: list[dict]) -> str:
+    """Lesson 06: how many steps were taken more than once because workers were killed."""
+    if answer is ...:
+        return NOT_DONE
+    steps = [page["step"] for page in pages]
+    lost = len(steps) - len(set(steps))
+    if isinstance(answer, bool) or not isinstance(answer, (int, np.integer)):
+        return f"Expected a whole number of steps and got {type(answer).__name__}."
+    if answer == len(steps):
+        return "That is how many steps were taken in all: subtract those that were needed."
+    if answer == len(set(steps)):
+        return "That is how many steps were needed: subtract them from those that were taken."
+    if answer != lost:
+        return f"Not {answer}: compare the number of pages with the number of different steps on them."
+    return f"Right: {lost} of {len(steps)} steps were done again, because no checkpoint held them."
+
+
+def check_efficiency(answer, rates: dict[int, float]) -> str:
+    """Lesson 07: the speed-up of the largest number of workers, divided by it; `rates` is pictures/s by workers."""
+    if answer is ...:
+        return NOT_DONE
+    most = max(rates)
+    if isinstance(answer, bool) or not isinstance(answer, (int, float, np.number)):
+        return f"Expected one number and got {type(answer).__name__}."
+    speed_up = rates[most] / rates[1]
+    if np.isclose(answer, 1 / speed_up) or np.isclose(answer, 1 / (speed_up / most)):
+        return "That is upside down: divide the throughput of many workers by that of one."
+    if np.isclose(answer, speed_up) and most > 1:
+        return f"That is the speed-up: divide it by the {most} workers that it took."
+    if not np.isclose(answer, speed_up / most):
+        return f"Not {answer:.3f}: divide the two throughputs, then divide by the number of workers."
+    return f"Right: {most} workers run at {answer:.0%} of what {most} independent machines would give."
+
+
+def check_surer_half(answer, answers: dict) -> str:
+    """Lesson 08: the accuracy, 0 to 1, where the confidence is at least the median; `answers` are arrays (count,)."""
+    if answer is ...:
+        return NOT_DONE
+    if np.ndim(answer) != 0:
+        return f"Expected one number and got an array of shape {np.shape(answer)}: take the mean."
+    if isinstance(answer, bool) or not isinstance(answer, (int, float, np.number)):
+        return f"Expected one number and got {type(answer).__name__}."
+    right = answers["predicted"] == answers["label"]
+    sure = answers["confidence"] >= np.median(answers["confidence"])
+    value, expected = float(answer), right[sure].mean()
+    if np.isclose(value, expected):
+        return (
+            f"Right: {expected:.1%} where it is surer, against {right.mean():.1%} on all. "
+            f"{np.sum(right[sure] == 0)} of its {np.sum(right == 0)} mistakes would pass unseen."
+        )
+    if np.isclose(value, right.mean()):
+        return "That is the accuracy on all pictures: keep those with a confidence of at least the median."
+    if np.isclose(value, right[~sure].mean() if (~sure).any() else -1):
+        return "That is the less sure half: take the pictures whose confidence is at least the median, not below it."
+    if np.isclose(value, right[sure].sum()):
+        return "That is how many it got right: divide by the number of pictures of the surer half."
+    if np.isclose(value, right[sure].sum() / len(right)):
+        return "You divided by all pictures: divide by those of the surer half alone."
+    return f"Expected {expected:.4f} and got {value:.4f}: right answers among the surer pictures, as a share of these."
+
+
+def check_epochs_saved(answer, trials: list[dict], num_epochs: int) -> str:
+    """Lesson 09: the epochs that stopping early spared; `trials` have a list `accuracy` with a value an epoch."""
+    if answer is ...:
+        return NOT_DONE
+    if isinstance(answer, bool) or not isinstance(answer, (int, np.integer)):
+        return f"Expected a whole number of epochs and got {type(answer).__name__}."
+    trained = sum(len(trial["accuracy"]) for trial in trials)
+    planned = len(trials) * num_epochs
+    saved = planned - trained
+    if answer == saved:
+        return f"Right: {trained} of {planned} epochs were reported, {saved / planned:.0%} were spared."
+    if answer == trained:
+        return "That is how many epochs the trials reported: subtract them from those that were planned."
+    if answer == planned:
+        return "That is how many epochs were planned for all trials: subtract those that they reported."
+    if answer == sum(len(trial["accuracy"]) < num_epochs for trial in trials):
+        return "That is how many trials were stopped: count the epochs that each of them still had before it."
+    return f"Not {answer}: planned are {num_epochs} epochs a trial; subtract the lengths of the lists `accuracy`."

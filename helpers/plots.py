@@ -153,3 +153,70 @@ def _finish(figure: plt.Figure, title: str) -> plt.Figure:
     figure.tight_layout()
     plt.close(figure)  # the cell shows the figure that it returns; without this it would be shown twice
     return figure
+
+
+def steps_over_time(pages: list[dict], steps_per_epoch: int) -> plt.Figure:
+    """Draw which process took which training step when; a cross marks a process that was killed.
+
+    Args:
+        pages: one dict a step with `time` in seconds, `process` id and `step`, in the order of time.
+        steps_per_epoch: dotted lines mark the ends of epochs, where checkpoints are.
+    """
+    figure, axis = plt.subplots(figsize=(8, 3.2))
+    processes = list(dict.fromkeys(page["process"] for page in pages))
+    for place, (process, colour) in enumerate(zip(processes, (BLUE, ORANGE, GREEN, GREY), strict=False)):
+        mine = [page for page in pages if page["process"] == process]
+        seconds = [page["time"] - pages[0]["time"] for page in mine]
+        steps = [page["step"] for page in mine]
+        axis.plot(seconds, steps, ".-", color=colour, label=f"process {place + 1}")
+        if process != processes[-1]:
+            axis.plot(seconds[-1], steps[-1], "x", color=colour, markersize=12, markeredgewidth=3)
+    for epoch in range(1, max(page["step"] for page in pages) // steps_per_epoch + 1):
+        axis.axhline(epoch * steps_per_epoch, color=GREY, linewidth=0.8, linestyle=":")
+    axis.set_xlabel("seconds since the first step")
+    axis.set_ylabel("training step")
+    axis.legend(frameon=False, loc="lower right")
+    return _finish(figure, "Steps taken; × a worker is killed, dotted: a checkpoint")
+
+
+def memory_while_streaming(megabytes: list[float], held: list[float], store: float) -> plt.Figure:
+    """Draw what processes hold while more and more goes through them.
+
+    Args:
+        megabytes: how much has been read, MB, at each sample.
+        held: what the processes hold more than at the first sample, MB, at each sample.
+        store: the size of the object store, MB.
+    """
+    figure, axis = plt.subplots(figsize=(8, 3))
+    axis.plot(megabytes, megabytes, "--", color=GREY, label="if all that was read were kept")
+    axis.plot(megabytes, held, color=BLUE, label="memory of all processes, since the first batch")
+    axis.axvline(store, color=ORANGE, linewidth=1, label="as much as the object store holds")
+    axis.set_xlabel("MB of pictures read so far")
+    axis.set_ylabel("MB")
+    axis.set_ylim(min(0, *held) * 1.1 - 10, max(*held, megabytes[-1]) * 1.1)
+    axis.legend(frameon=False)
+    return _finish(figure, "Memory while streaming")
+
+
+def trials_over_epochs(trials: list[dict], num_epochs: int) -> plt.Figure:
+    """Draw each trial's validation accuracy against the epoch; a cross marks a trial that was stopped early.
+
+    Args:
+        trials: one dict a trial with `label`, `accuracy`, a value an epoch, and `stopped`.
+        num_epochs: how many epochs a trial has when nobody stops it.
+    """
+    figure, axis = plt.subplots(figsize=(8, 3.6))
+    for place, trial in enumerate(trials):
+        colour = (BLUE, ORANGE, GREEN, GREY)[place % 4]
+        epochs = range(1, len(trial["accuracy"]) + 1)
+        axis.plot(epochs, trial["accuracy"], ("o-", "s--")[place // 4 % 2], color=colour, label=trial["label"])
+        if trial["stopped"]:
+            axis.plot(epochs[-1], trial["accuracy"][-1], "x", color=colour, markersize=13, markeredgewidth=3)
+    axis.set_xlim(0.8, num_epochs + 0.2)
+    axis.set_xticks(range(1, num_epochs + 1, max(1, num_epochs // 10)))
+    axis.set_ylim(0, 1.02)
+    axis.set_xlabel("epoch")
+    axis.set_ylabel("validation accuracy")
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return _finish(figure, "One line a trial; × stopped early")

@@ -33,11 +33,14 @@ def reports_folder(run_config) -> tuple[pyarrow.fs.FileSystem, str]:
 
 @contextlib.contextmanager
 def shown(trainer):
-    """Show `trainer`'s epochs as they are reported, and the seconds that go by; needs a `ReportWriter` in its run."""
+    """Show `trainer`'s epochs as they are reported, and the seconds that go by; needs a `ReportWriter` in its run.
+
+    Gives an object whose `seconds` are those that each epoch took, process start included in the first.
+    """
     display = _Display(trainer)
     previous = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
     try:
-        yield
+        yield display
     finally:
         display.stop()
         if previous is not None:
@@ -59,6 +62,7 @@ class _Display:
         self.epochs = trainer.train_loop_config["num_epochs"]
         self.start = time.monotonic()
         self.lines = []
+        self.seconds = []
         self.seen = {}
         self.last = self.start
         self.handle = uuid.uuid4().hex if _in_a_notebook() else None
@@ -95,6 +99,7 @@ class _Display:
             self.lines.append(
                 f"epoch {metrics.get('epoch', len(self.lines)) + 1}/{self.epochs}   {values}   {now - self.last:.0f} s"
             )
+            self.seconds.append(now - self.last)
             self.last = now
             if self.handle is None:
                 print(self.lines[-1])

@@ -76,6 +76,7 @@ def build_trainer(chosen: settings.Settings | None = None, scaling_config: Scali
     chosen = chosen or settings.load()
     scaling_config = scaling_config or cluster.scaling_config(chosen)
     cluster.require(scaling_config)
+    cluster.require_shared(chosen.storage)
     train_ds, test_ds = data.load("train", chosen), data.load("test", chosen)
     return TorchTrainer(
         train_loop_ray_train_ray_data,

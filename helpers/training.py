@@ -148,6 +148,7 @@ def report_with_checkpoint(metrics, model, optimizer, scheduler, history, config
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "scheduler": scheduler.state_dict(),
+                "random_state": torch.get_rng_state(),
                 "history": history,
                 "config": config,
             }
@@ -166,4 +167,5 @@ def resume(model, optimizer, scheduler) -> tuple[int, list[dict]]:
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     scheduler.load_state_dict(state["scheduler"])
+    torch.set_rng_state(state["random_state"])
     return len(state["history"]), state["history"]

@@ -34,6 +34,10 @@ TAUGHT = {
         "trainer": ["build_datasets", "build_train_loop_config", "build_run_config"],
         "sharding": ["KeepEveryRow"],
     },
+    "06_fault_tolerance": {"faults": ["Diary", "with_faults", "epochs_in_checkpoint", "build_short_trainer"]},
+    "08_batch_inference": {
+        "inference": ["Classifier", "add_fingerprint", "write_predictions", "check_picture", "PictureService", "ask"],
+    },
 }
 
 

@@ -13,6 +13,11 @@ HISTORY = [
     for n in range(30)
 ]
 
+TRIALS = [
+    {"label": "learning rate 0.03", "accuracy": [0.5, 0.7, 0.8], "stopped": False},
+    {"label": "learning rate 0.001", "accuracy": [0.1], "stopped": True},
+]
+
 
 @pytest.mark.parametrize(
     "draw",
@@ -26,6 +31,8 @@ HISTORY = [
         lambda: plots.learning_curves(HISTORY[:1]),
         lambda: plots.confusion_matrix(np.eye(2, dtype=int), ["dark", "light"]),
         lambda: plots.confusion_matrix(np.zeros((25, 25), dtype=int), MANY),
+        lambda: plots.trials_over_epochs(TRIALS, 3),
+        lambda: plots.trials_over_epochs([*TRIALS, *TRIALS, *TRIALS], 30),
     ],
 )
 def test_a_picture_is_drawn_and_shown_once(draw, tmp_path):

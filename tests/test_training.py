@@ -77,7 +77,7 @@ def test_a_checkpoint_holds_what_resuming_needs(finished):
     _, result = finished
     with result.checkpoint.as_directory() as folder:
         state = torch.load(f"{folder}/state.pt", weights_only=True)
-    assert set(state) == {"model", "optimizer", "scheduler", "history", "config"}
+    assert set(state) == {"model", "optimizer", "scheduler", "random_state", "history", "config"}
     assert len(state["history"]) == 2 and state["scheduler"]["last_epoch"] == 20
     assert state["config"]["class_names"] == ["dark", "light"]
 

@@ -1,0 +1,74 @@
+"""Several Ray nodes on this one machine: each a raylet of its own, as `ray start` runs one on every machine."""
+
+import os
+
+import psutil
+from ray.cluster_utils import Cluster
+
+from helpers import cluster
+
+GIVEN_STORE = 100_000_000  # bytes of object store a node: little, so that a lesson can outgrow it
+
+
+class Nodes:
+    """A head without CPUs, to which this process connects, and nodes that do the work and can be killed.
+
+    What this process was connected to before is left; `stop()` ends all nodes, and `cluster.connect()` leads back.
+    """
+
+    _running: "Nodes | None" = None
+
+    def __init__(self, count: int):
+        if Nodes._running:  # a cell that was interrupted, or run twice
+            Nodes._running.stop()
+        cluster.disconnect()
+        self._address_before = os.environ.get("RAY_ADDRESS")
+        # Ray notices a dead node within two seconds instead of half a minute.
+        impatient = {
+            "health_check_period_ms": 500,
+            "health_check_timeout_ms": 1000,
+            "health_check_failure_threshold": 2,
+        }
+        with cluster.quiet():
+            self._cluster = Cluster(
+                initialize_head=True,
+                shutdown_at_exit=True,
+                head_node_args={
+                    "num_cpus": 0,
+                    "object_store_memory": GIVEN_STORE,
+                    "include_dashboard": False,
+                    "_system_config": {**impatient, "worker_maximum_startup_concurrency": 64},
+                },
+            )
+            # Enough for two training workers and the data tasks that feed them: one node can take over from another.
+            node = {"num_cpus": 4, "object_store_memory": GIVEN_STORE}
+            self._nodes = [self._cluster.add_node(**node) for _ in range(count)]
+        Nodes._running = self
+        os.environ["RAY_ADDRESS"] = self._cluster.address
+        cluster.connect()
+
+    def kill(self, node_id: str) -> None:
+        """End a node's processes at once, as when its machine loses power."""
+        node = next(node for node in self._nodes if node.node_id == node_id)
+        self._nodes.remove(node)
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    def stop(self) -> None:
+        """Disconnect from the nodes and end them all."""
+        cluster.disconnect()
+        with cluster.quiet():
+            self._cluster.shutdown()
+        del os.environ["RAY_ADDRESS"]
+        if self._address_before is not None:
+            os.environ["RAY_ADDRESS"] = self._address_before
+        Nodes._running = None
+
+
+def memory_in_use() -> float:
+    """What this process and all of Ray's on this machine hold in memory of their own, in MB; shared memory apart."""
+    held = 0
+    for process in psutil.process_iter(["name", "memory_info"]):
+        memory = process.info["memory_info"]
+        if memory and (process.pid == os.getpid() or (process.info["name"] or "").startswith("ray::")):
+            held += memory.rss - memory.shared
+    return held / 1e6
