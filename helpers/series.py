@@ -87,8 +87,9 @@ def _execute(lesson: Path) -> str | None:
         return f"{error.ename}: {error.evalue}"
     finally:
         nbformat.write(notebook, REPORT / "executed" / lesson.name)
-        exporter = HTMLExporter(require_js_url="", mathjax_url="", mermaid_js_url="")  # readable without network
-        page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": lesson.stem}})
+        # Readable without network, and wherever the file is sent to.
+        exporter = HTMLExporter(require_js_url="", mathjax_url="", mermaid_js_url="", embed_images=True)
+        page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": lesson.stem, "path": str(lesson.parent)}})
         (REPORT / f"{lesson.stem}.html").write_text(page.replace(".ipynb", ".html"), encoding="utf-8")
 
 

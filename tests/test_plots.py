@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from IPython.core.formatters import DisplayFormatter
 
 from helpers import plots
 
@@ -39,3 +40,7 @@ def test_a_picture_is_drawn_and_shown_once(draw, tmp_path):
     figure = draw()
     figure.savefig(tmp_path / "picture.png")
     assert not plt.get_fignums(), "an open figure would be shown a second time"
+    _, metadata = DisplayFormatter().format(figure)
+    shown = metadata["image/png"]
+    assert len(shown["alt"]) > 20 and shown["alt"].endswith("."), "no words for who can't see it"
+    assert 0 < shown["width"] <= 1000
