@@ -63,8 +63,8 @@ class _Display:
         self.start = time.monotonic()
         self.lines = []
         self.seconds = []
-        self.seen = {}
-        self.last = self.start
+        self.seen = set()
+        self.last = time.time()
         self.handle = uuid.uuid4().hex if _in_a_notebook() else None
         self.shown_first = False
         self.done = threading.Event()
@@ -93,8 +93,8 @@ class _Display:
                 continue
             with filesystem.open_input_stream(file.path) as stream:
                 metrics = json.loads(stream.read())
-            self.seen[file.path] = metrics
-            now = time.monotonic()
+            self.seen.add(file.path)
+            now = float(file.base_name.removesuffix(".json"))  # when it was reported, not when it was seen
             values = "   ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in metrics.items() if isinstance(v, float))
             self.lines.append(
                 f"epoch {metrics.get('epoch', len(self.lines)) + 1}/{self.epochs}   {values}   {now - self.last:.0f} s"
