@@ -52,7 +52,7 @@ lint: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check helpers tests && $(BIN)/nbstripout --verify notebooks/*.ipynb
 
 clean:
-	@rm -rf report storage/runs storage/settings.json .pytest_cache .ruff_cache *.egg-info
+	@rm -rf report storage/runs storage/tuning storage/settings.json .pytest_cache .ruff_cache *.egg-info
 	@[ ! -d storage/data ] || find storage/data -mindepth 1 -maxdepth 1 -type d -exec rm -rf {} +
 	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 	@echo "Clean: choices, prepared data, runs and report are gone."

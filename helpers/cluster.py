@@ -19,7 +19,9 @@ os.environ.setdefault("RAY_preload_python_modules", "ray.data")
 
 import joblib
 import ray
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from helpers import settings
@@ -179,7 +181,7 @@ def require(scaling: "ScalingConfig", seconds: float = 10) -> None:
             )
     deadline = time.monotonic() + seconds
     while True:
-        free = ray.available_resources()
+        free = free_resources()
         busy = [name for name, amount in wanted.items() if amount > free.get(name, 0)]
         if not busy:
             return
@@ -210,6 +212,23 @@ def require_shared(storage: str) -> None:
                     f"The machine {node['NodeManagerHostname']} can't see the storage folder {storage}: set "
                     "TUTORIAL_STORAGE to a folder that all machines share, or to a URI such as s3://bucket/path."
                 )
+
+
+def free_resources() -> dict[str, float]:
+    """What Ray has to give now, as `ray.available_resources()`, once it has back what dead training runs held.
+
+    A run whose controller process was ended by force, as Tune ends a trial that it stops, leaves its workers' share
+    reserved: the process that Ray Train has for this case asks the dashboard, and a local Ray here runs without one.
+    """
+    state = ray._private.state.state
+    accessor = state._connect_and_get_accessor()
+    for record in accessor.get_placement_group_table():
+        group = PlacementGroupTableData.FromString(record)
+        by_an_actor = not ray.ActorID(group.creator_actor_id).is_nil()
+        removed = group.state == PlacementGroupTableData.REMOVED
+        if by_an_actor and group.creator_actor_dead and not group.is_detached and not removed:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+    return ray.available_resources()
 
 
 def _join(address: str) -> None:
