@@ -78,24 +78,26 @@ def build_short_trainer(
     max_failures: int,
     train_loop=train_loop_ray_train_ray_data,
     scaling_config: ScalingConfig | None = None,
+    num_epochs: int = 3,
 ) -> TorchTrainer:
-    """Put together a run of three short epochs, without augmentation, so that two runs can be compared digit by digit.
+    """Put together a run of a few short epochs, without augmentation, so that two runs can be compared digit by digit.
 
     Args:
         name: the run's folder. A name that was used before goes on where that run stopped.
         max_failures: how often Ray Train may start the workers again.
         train_loop: what runs on each worker.
         scaling_config: the workers; as many as suit what Ray has when not given.
+        num_epochs: how many of these epochs of four batches.
     """
     chosen = settings.load()
     scaling_config = scaling_config or cluster.scaling_config(chosen)
     cluster.require(scaling_config)
-    train_ds = data.load("train", chosen).limit(6 * chosen.batch_size).materialize()
-    test_ds = data.load("test", chosen).limit(256).materialize()
+    train_ds = data.load("train", chosen).limit(4 * chosen.batch_size).materialize()
+    test_ds = data.load("test", chosen).limit(128).materialize()
     config = build_train_loop_config(train_ds, data.class_names(chosen), scaling_config.num_workers, chosen)
     return TorchTrainer(
         train_loop,
-        train_loop_config={**config, "num_epochs": 3},
+        train_loop_config={**config, "num_epochs": num_epochs},
         scaling_config=scaling_config,
         run_config=RunConfig(
             storage_path=chosen.path("runs"),

@@ -36,11 +36,16 @@ def shown(trainer):
     """Show `trainer`'s epochs as they are reported, and the seconds that go by; needs a `ReportWriter` in its run.
 
     Gives an object whose `seconds` are those that each epoch took, process start included in the first.
+
+    Raises:
+        KeyboardInterrupt: the reader interrupted the cell; the run is given up.
     """
     display = _Display(trainer)
     previous = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
     try:
         yield display
+    except SystemExit:  # what `fit()` makes of an interrupt
+        raise KeyboardInterrupt("training was stopped; run the cell again, and a new run begins") from None
     finally:
         display.stop()
         if previous is not None:

@@ -1,9 +1,13 @@
 """One warm local Ray for all tests and notebooks, and settings that no test takes from the machine it runs on."""
 
 import os
+import random
+import re
 import shutil
 import tempfile
+from pathlib import Path
 
+import psutil
 import pytest
 
 
@@ -14,11 +18,54 @@ def pytest_configure(config):
     config.storage_of_tests = tempfile.mkdtemp(prefix="tutorial-tests-")
     os.environ["TUTORIAL_STORAGE"] = config.storage_of_tests
     os.environ["TUTORIAL_CHOICES"] = f"{config.storage_of_tests}/settings.json"
+    config.order = config.getoption("--order") or random.randrange(1, 10000)
+    config.minutes_off = []
 
 
-def pytest_collection_modifyitems(items):
-    """Run last what looks at the lessons' results."""
-    items.sort(key=lambda item: item.get_closest_marker("after_lessons") is not None)
+def pytest_addoption(parser):
+    """Let a maintainer repeat an order of lessons that failed."""
+    parser.addoption("--order", type=int, help="the seed of the random order in which the lessons run")
+
+
+def pytest_report_header(config):
+    """Name the seed."""
+    return f"the lessons run in random order; repeat this one with --order {config.order}"
+
+
+def pytest_collection_modifyitems(config, items):
+    """Run the lessons in random order, since each must run alone, and last what looks at their results."""
+    lessons = [item for item in items if item.nodeid.endswith(".ipynb")]
+    others = [item for item in items if item not in lessons]
+    random.Random(config.order).shuffle(lessons)
+    others.sort(key=lambda item: item.get_closest_marker("after_lessons") is not None)
+    first_after = next((n for n, item in enumerate(others) if item.get_closest_marker("after_lessons")), len(others))
+    items[:] = others[:first_after] + lessons + others[first_after:]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Compare a lesson's running time with the one in its header."""
+    report = yield
+    if report.when == "call" and report.passed and item.nodeid.endswith(".ipynb"):
+        stated = seconds_stated(Path(item.path).read_text())
+        if not stated / 1.33 <= report.duration <= stated * 1.33:
+            line = f"{item.path.stem} took {report.duration:.0f} s here, and its header says {stated:.0f} s"
+            item.config.minutes_off.append(line)
+    return report
+
+
+def seconds_stated(text):
+    """Read "about 2.5 minutes to run" or "about 30 seconds to run"."""
+    number, unit = re.search(r"about (\d+(?:\.\d+)?) (second|minute)s? to run", text).groups()
+    return float(number) * (60 if unit == "minute" else 1)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Tell of headers that are off by more than a third; machines differ, so that is no failure."""
+    if config.minutes_off:
+        terminalreporter.section("lessons whose stated minutes are off by more than a third")
+        for line in config.minutes_off:
+            terminalreporter.line(line)
 
 
 def pytest_unconfigure(config):
@@ -34,7 +81,22 @@ def pytest_runtestloop(session):
     from helpers import cluster
 
     with cluster.shared():
-        return (yield)
+        result = yield
+    _, alive = psutil.wait_procs(ray_processes(), timeout=20)
+    if alive:
+        pytest.exit(f"left running by the suite: {[process.name() for process in alive]}", returncode=1)
+    return result
+
+
+def ray_processes():
+    """The raylets, their agents and the workers of every Ray that these tests or their lessons started."""
+    found = set()
+    for process in psutil.process_iter(["cmdline", "environ"]):
+        command = " ".join(process.info["cmdline"] or [])
+        ours = (process.info["environ"] or {}).get("TUTORIAL_CHOICES") == os.environ["TUTORIAL_CHOICES"]
+        if ours and any(sign in command for sign in ("ray::", "/ray/core/", "/ray/_private/", "/ray/dashboard/")):
+            found.add(process)
+    return found
 
 
 @pytest.fixture
