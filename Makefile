@@ -1,4 +1,4 @@
-# run · lab · test · bench … each target first makes .venv if it is missing or older than what it is made from.
+# run · lab · site · test · bench … each target first makes .venv if it is missing or older than what it is made from.
 
 PYTHON ?= python3
 # TORCH=cpu installs PyTorch's CPU build, without the CUDA libraries.
@@ -11,12 +11,14 @@ endif
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
+SITE_STAMP := $(VENV)/.site-complete
 
-.PHONY: run lab test bench lint setup clean distclean help
+.PHONY: run lab site test bench lint setup clean distclean help
 
 help:
 	@echo "make run        set up, run all lessons, write report/index.html"
 	@echo "make lab        set up, open JupyterLab on the lessons"
+	@echo "make site       make report/site/index.html: the lessons as they were run, with search, to read offline"
 	@echo "make test       set up, run the tests (lessons included)"
 	@echo "make bench      set up, measure the series beside the usual ways; write report/bench.md (about an hour)"
 	@echo "make lint       set up, check style and that notebooks have no outputs"
@@ -41,6 +43,18 @@ run: $(STAMP)
 
 lab: $(STAMP)
 	@$(BIN)/python -m helpers.series lab
+
+# Only a report that is not there is made first: it takes minutes, so a newer one is for the reader to ask for.
+site: $(SITE_STAMP) report/index.html
+	@$(BIN)/python -m helpers.site
+
+$(SITE_STAMP): $(STAMP)
+	@echo "Adding the site's builder to $(VENV): 12 MB to download."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[site]'
+	@touch $@
+
+report/index.html: | $(SITE_STAMP)
+	@$(BIN)/python -m helpers.series
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest

@@ -146,25 +146,23 @@ def _mark(cell) -> None:
 def _with_links(text: str, folder: str, pages: set[str], project: Path, source: Path) -> str:
     """Let links lead to where the site has their targets.
 
-    A link to a page stays; a file of the project comes along, to be opened from the site; a folder is named without a
-    link. What does not exist is left for the builder to complain about.
+    A link to a page stays; a file of the project comes along, to be opened from the site; a folder, or a text that is
+    no page, is named without a link. What does not exist is left for the builder to complain about.
     """
 
     def rewrite(match: re.Match) -> str:
         label, target, anchor = match[1], match[2], match[3] or ""
         path = (project / folder / target).resolve()
-        if not target or not path.is_relative_to(project.resolve()):
+        if not path.is_relative_to(project.resolve()):
             return match[0]
-        inside = path.relative_to(project.resolve())
-        if inside.as_posix() == "README.md":
+        inside = path.relative_to(project.resolve()).as_posix()
+        if inside == "README.md":
             target = target.replace("README.md", "index.md")
-        elif inside.as_posix() in pages:
-            pass
-        elif path.is_file():
+        elif target and inside not in pages and path.exists():
+            if path.is_dir() or path.suffix in (".md", ".ipynb"):
+                return label[1:-1]
             (source / inside).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, source / inside)
-        elif path.is_dir():
-            return label[1:-1]
         # JupyterLab and GitHub name the same heading differently; this is GitHub's way, and the builder's.
         anchor = re.sub(r"[^#\w-]", "", anchor.lower())
         return f"{label}({target}{anchor})"
@@ -185,7 +183,8 @@ def _run_builder(source: Path, pages: Path) -> None:
         from sphinx.util.console import nocolor
         from sphinx.util.docutils import docutils_namespace, patch_docutils
     except ImportError:
-        raise SystemExit("The site's builder is not installed: `make site` installs it.") from None
+        install = "pip install -c constraints.txt -e '.[site]'"
+        raise SystemExit(f"The site's builder is not installed: `make site` installs it, or {install}.") from None
     nocolor()
     warnings = io.StringIO()
     with patch_docutils(), docutils_namespace():

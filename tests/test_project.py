@@ -12,6 +12,7 @@ import yaml
 from helpers import series, settings
 
 PROJECT = tomllib.loads((settings.PROJECT / "pyproject.toml").read_text())["project"]
+LISTED = sum(PROJECT["optional-dependencies"].values(), PROJECT["dependencies"])
 PINS = dict(re.findall(r"^([\w.-]+)==(\S+)", (settings.PROJECT / "constraints.txt").read_text(), re.MULTILINE))
 
 
@@ -30,8 +31,7 @@ def test_conda_installs_the_same():
 
 
 def test_every_dependency_has_a_tested_version():
-    listed = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]
-    missing = [name for name in map(name_of, listed) if name not in {pin.lower() for pin in PINS}]
+    missing = [name for name in map(name_of, LISTED) if name not in {pin.lower() for pin in PINS}]
     assert not missing
 
 
@@ -44,7 +44,7 @@ def test_installed_is_what_was_tested():
 
 def test_every_dependency_has_a_reason():
     text = (settings.PROJECT / "pyproject.toml").read_text()
-    for requirement in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]:
+    for requirement in LISTED:
         assert re.search(rf'^    "{re.escape(requirement)}",\s+# \w', text, re.MULTILINE), requirement
 
 

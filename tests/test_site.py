@@ -1,7 +1,9 @@
 """The site of two small lessons: complete, searchable, and without a single address outside it."""
 
+import importlib.util
 import json
 import re
+import sys
 from html.parser import HTMLParser
 from urllib.parse import unquote
 
@@ -10,9 +12,11 @@ import pytest
 
 from helpers import site
 
+# The reader of Markdown uses what a later builder will not have; the pins of both go together.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated. Check CHANGES for Sphinx")
 v4 = nbformat.v4
 needs_builder = pytest.mark.skipif(
-    __import__("importlib.util").util.find_spec("myst_nb") is None,
+    importlib.util.find_spec("myst_nb") is None,
     reason="the site's builder is not installed: pip install -c constraints.txt -e '.[site]'",
 )
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -57,7 +61,7 @@ def make_project(folder):
     """Two lessons that were run, two pages beside them, a README, and a file that a page links to."""
     first = [
         v4.new_markdown_cell(
-            "# 00 · First\n\nNext: [01 · Second](01_second.ipynb). About `$HOME` and [code](../helpers/)."
+            "# 00 · First\n\nNext: [01 · Second](01_second.ipynb), [below](#1-·-Try-it). `$HOME`, [code](../helpers/)."
         ),
         cell("print('a quokka')", 1, [stream("a quokka\n")]),
         cell("plot()", 2, [picture({"image/png": {"alt": "Two bars", "width": 900, "height": 300}})]),
@@ -82,7 +86,10 @@ def make_project(folder):
         for name, cells in (("00_first", first), ("01_second", second)):
             nbformat.write(v4.new_notebook(cells=cells, metadata=language), folder / place / f"{name}.ipynb")
     (folder / "notebooks/GLOSSARY.md").write_text("# Glossary\n\n## Shard\n\nA part. See [first](00_first.ipynb).\n")
-    (folder / "notebooks/INSTRUCTORS.md").write_text("# For instructors\n\n[The pins](../constraints.txt).\n")
+    (folder / "notebooks/INSTRUCTORS.md").write_text(
+        "# For instructors\n\n[The pins](../constraints.txt), [news](../NEWS.md).\n"
+    )
+    (folder / "NEWS.md").write_text("# News\n")
     (folder / "notebooks/TROUBLESHOOTING.md").write_text("# Troubleshooting\n\nNothing.\n")
     (folder / "helpers").mkdir()
     (folder / "constraints.txt").write_text("ray\n")
@@ -116,6 +123,8 @@ def test_search_knows_the_words_of_a_notebook(built):
     index = (root(built) / "searchindex.js").read_text()
     words = json.loads(re.fullmatch(r"Search\.setIndex\((.*)\)", index)[1])
     assert words["docnames"][words["terms"]["quokka"]] == "notebooks/00_first"
+    # A page from the disk may not fetch another: the results stand without an excerpt.
+    assert "SHOW_SEARCH_SUMMARY: false" in (root(built) / "_static/documentation_options.js").read_text()
 
 
 @needs_builder
@@ -164,6 +173,12 @@ def test_a_link_into_nothing_stops_the_build(tmp_path):
     with pytest.raises(SystemExit, match="99_gone"):
         site.build(project)
     assert not (project / "report/site").exists()
+
+
+def test_a_missing_builder_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sphinx.application", None)
+    with pytest.raises(SystemExit, match=r"^The site's builder is not installed: `make site` .*\.$"):
+        site.build(make_project(tmp_path))
 
 
 def test_a_lesson_that_was_not_run_is_named(tmp_path):
