@@ -3,6 +3,7 @@
 import os
 
 import psutil
+import ray
 from ray.cluster_utils import Cluster
 
 from helpers import cluster
@@ -64,11 +65,17 @@ class Nodes:
         Nodes._running = None
 
 
-def memory_in_use() -> float:
-    """What this process and all of Ray's on this machine hold in memory of their own, in MB; shared memory apart."""
-    held = 0
+def memory_in_use() -> tuple[float, float]:
+    """What lies in the object stores of all nodes, and what this process and Ray's processes at work hold, in MB.
+
+    A process that waits for its first task, or its next, is left out: it holds Ray's modules and no pictures.
+    """
+    name = "object_store_memory"
+    stores = ray.cluster_resources()[name] - ray.available_resources().get(name, 0)
+    processes = 0
     for process in psutil.process_iter(["name", "memory_info"]):
-        memory = process.info["memory_info"]
-        if memory and (process.pid == os.getpid() or (process.info["name"] or "").startswith("ray::")):
-            held += memory.rss - memory.shared
-    return held / 1e6
+        title, memory = process.info["name"] or "", process.info["memory_info"]
+        at_work = title.startswith("ray::") and "IDLE" not in title
+        if memory and (at_work or process.pid == os.getpid()):
+            processes += memory.rss - memory.shared  # what is shared lies in the object store
+    return stores / 1e6, processes / 1e6

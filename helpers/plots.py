@@ -203,23 +203,22 @@ def steps_over_time(pages: list[dict], steps_per_epoch: int) -> Picture:
     return _finish(figure, title, f"A line a process: steps {lives}")
 
 
-def memory_while_streaming(megabytes: list[float], held: list[float], store: float) -> Picture:
-    """Draw what processes hold while more and more goes through them.
+def memory_while_streaming(read: list[float], held: list[float], most: float) -> Picture:
+    """Draw what the object stores hold while more and more goes through them; all in MB.
 
     Args:
-        megabytes: how much has been read, MB, at each sample.
-        held: what the processes hold more than at the first sample, MB, at each sample.
-        store: the size of the object store, MB.
+        read: how much has been read at each sample.
+        held: what lies in the object stores at each sample.
+        most: what they can hold.
     """
     figure, axis = _subplots(figsize=(8, 3))
-    axis.plot(megabytes, megabytes, "--", color=GREY, label="if all that was read were kept")
-    axis.plot(megabytes, held, color=BLUE, label="memory of all processes, since the first batch")
-    axis.axvline(store, color=ORANGE, linewidth=1, label="as much as the object store holds")
+    axis.plot(read, read, "--", color=GREY, label="if all that was read were kept")
+    axis.axhline(most, color=ORANGE, linewidth=1, label="what the object stores can hold")
+    axis.plot(read, held, color=BLUE, label="what they hold")
     axis.set_xlabel("MB of pictures read so far")
     axis.set_ylabel("MB")
-    axis.set_ylim(min(0, *held) * 1.1 - 10, max(*held, megabytes[-1]) * 1.1)
     axis.legend(frameon=False)
-    alt = f"{megabytes[-1]:,.0f} MB go through a store of {store:,.0f} MB; memory rises by {max(held):,.0f} MB at most"
+    alt = f"{read[-1]:,.0f} MB go through; the object stores hold {max(held):,.0f} MB at most, of {most:,.0f} MB"
     return _finish(figure, "Memory while streaming", alt)
 
 
