@@ -8,7 +8,7 @@ from ray.cluster_utils import Cluster
 
 from helpers import cluster
 
-GIVEN_STORE = 100_000_000  # bytes of object store a node: little, so that a lesson can outgrow it
+GIVEN_STORE = 80_000_000  # bytes of object store a node: little, so that a lesson can outgrow it
 
 
 class Nodes:

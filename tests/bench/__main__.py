@@ -59,6 +59,9 @@ def fit_programs(figures: dict, options, scratch: str, first: bool) -> None:
     with cluster.shared():
         figures["ours"] = measure("ours.fit", workers=1, **size)
         figures["ours, 2 workers"] = measure("ours.fit", workers=2, **size)
+        figures["bare, Ray idle"] = measure("baselines.bare", **size)
+        figures["limit"] = measure("ours.limit", workers=1, **size)
+        figures["limit, 2 workers"] = measure("ours.limit", workers=2, **size)
     if first:
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
             figures["per row"] = measure("baselines.per_row_fit", folder=folder, **size)

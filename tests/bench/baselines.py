@@ -42,10 +42,16 @@ class Steps:
 
 
 def bare(rows: int, epochs: int, batch: int) -> dict:
-    """Time the steps alone, over tensors that lie in memory already normalised: the limit."""
+    """Time the steps alone, over tensors that lie in memory already normalised: the limit.
+
+    In one of several processes that train together, a share of the rows and of each batch.
+    """
+    together = dist.is_initialized() and dist.get_world_size() > 1
+    if together:
+        rows, batch = rows // dist.get_world_size(), batch // dist.get_world_size()
     pixels, labels = noise(rows)
     images, labels = normalize_images(torch.from_numpy(pixels), MEAN, STD), torch.from_numpy(labels)
-    step, seconds = Steps(rows, epochs, batch), []
+    step, seconds = Steps(rows, epochs, batch, distributed=together), []
     step(images[:batch], labels[:batch])  # the first one sets things up
     for _ in range(epochs):
         start = time.perf_counter()

@@ -8,7 +8,10 @@ import memory
 import pyarrow.parquet as pq
 import ray.data
 import ray.train
+from baselines import bare
 from pictures import CLASSES, noise
+from ray.train import RunConfig
+from ray.train.torch import TorchTrainer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from helpers import cluster, data, settings, trainer
@@ -65,6 +68,27 @@ def fit(rows: int, epochs: int, batch: int, workers: int) -> dict:
         "evaluations": [end - last for last, end in zip(times["last_steps"], times["reported"], strict=True)],
         "steps": len(times["steps"]),
     }
+
+
+def bare_in_worker(config: dict) -> dict:
+    """Run the bare loop as a train function: no pictures to fetch, no evaluation, no checkpoint, no report."""
+    begin = time.time()
+    return {"begin": begin, **bare(**config)}
+
+
+def limit(rows: int, epochs: int, batch: int, workers: int) -> dict:
+    """Time `fit()` around the bare loop: what Ray Train's processes cost whatever one does in them."""
+    cluster.connect()
+    with tempfile.TemporaryDirectory() as storage:
+        start = time.time()
+        result = TorchTrainer(
+            bare_in_worker,
+            train_loop_config={"rows": rows, "epochs": epochs, "batch": batch},
+            scaling_config=cluster.scaling_config(settings.Settings(workers=workers)),
+            run_config=RunConfig(storage_path=storage, name="limit"),
+        ).fit()
+        total = time.time() - start
+    return {"total": total, "epochs": result.return_value["epochs"], "begin": result.return_value["begin"] - start}
 
 
 def ingest(rows: int, epochs: int, batch: int) -> dict:

@@ -1,0 +1,157 @@
+"""JupyterLab in a real browser: a reader runs two lessons, sees plots and progress, and answers an exercise."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+from helpers import settings
+
+BROWSER = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome", "chrome"])), None)
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed to open JupyterLab in")
+
+
+@pytest.fixture(scope="module")
+def jupyterlab(tmp_path_factory):
+    """Start JupyterLab on a copy of the lessons, as `make lab` does; give its address."""
+    folder = tmp_path_factory.mktemp("lab")
+    shutil.copytree(settings.PROJECT / "notebooks", folder / "notebooks")
+    # All cells stay in the page, also those out of sight; no news, which ask the network.
+    write_setting(folder, "notebook-extension/tracker", {"windowingMode": "none"})
+    write_setting(folder, "apputils-extension/notification", {"fetchNews": "false", "checkForUpdates": False})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", f"--port={port}"]
+    command += ["--IdentityProvider.token=", f"--notebook-dir={folder / 'notebooks'}"]
+    environment = {
+        **os.environ,
+        "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
+        "TUTORIAL_EPOCHS": "2",
+    }
+    with open(folder / "log", "w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    try:
+        wait_for(lambda: process.poll() is not None or answers(address), 60)
+        assert process.poll() is None, (folder / "log").read_text()
+        yield address
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def write_setting(folder, name, values):
+    file = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(values))
+
+
+def answers(address):
+    try:
+        return urllib.request.urlopen(f"{address}/api", timeout=2).status == 200
+    except OSError:
+        return False
+
+
+def wait_for(condition, seconds):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.5)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+class Lesson:
+    """A lesson open in JupyterLab."""
+
+    def __init__(self, browser, address, name):
+        self.page = browser.new_page(viewport={"width": 1300, "height": 1000})
+        self.page.goto(f"{address}/lab/tree/{name}.ipynb?reset", wait_until="domcontentloaded")
+        self.page.wait_for_selector(".jp-NotebookPanel .jp-CodeCell", timeout=60_000)
+        self.idle()
+
+    def idle(self, seconds=300):
+        """Wait until no cell runs."""
+        status = ".jp-Notebook-ExecutionIndicator"
+        self.page.wait_for_selector(f"{status}[data-status=idle]", state="attached", timeout=1000 * seconds)
+        prompts = self.page.locator(".jp-CodeCell .jp-InputPrompt")
+        wait_for(lambda: not any("*" in text for text in prompts.all_text_contents()), seconds)
+
+    def run_all(self):
+        self.page.click("#jp-MainMenu li:has-text('Run') >> nth=0")
+        self.page.click(".lm-Menu-item:has-text('Run All Cells') >> nth=0")
+
+    def output(self, cell):
+        return "\n".join(cell.locator(".jp-OutputArea-output").all_text_contents())
+
+    def cell(self, code):
+        return self.page.locator(".jp-CodeCell", has_text=code).first
+
+    def answer(self, cell, code):
+        """Replace a cell's code and run it; return what it prints."""
+        cell.locator(".cm-content").click()
+        self.page.keyboard.press("Control+A")
+        self.page.keyboard.insert_text(code)
+        self.page.keyboard.press("Control+Enter")
+        time.sleep(1)
+        self.idle()
+        return self.output(cell)
+
+    def errors(self):
+        kinds = ("application/vnd.jupyter.stderr", "application/vnd.jupyter.error")
+        found = [self.page.locator(f'.jp-OutputArea-output[data-mime-type="{kind}"]') for kind in kinds]
+        return [text for outputs in found for text in outputs.all_text_contents()]
+
+
+def test_lesson_00_and_its_exercise(browser, jupyterlab):
+    lesson = Lesson(browser, jupyterlab, "00_start_here")
+    lesson.run_all()
+    lesson.idle()
+    assert "✓ Python" in lesson.output(lesson.cell("preflight.run()"))
+    assert not lesson.errors()
+
+    exercise = lesson.cell("worker_ids = ...")
+    assert "Not done yet" in lesson.output(exercise)
+    check = "\nprint(exercises.check_worker_ids(worker_ids))"
+    exercise = lesson.page.locator(".jp-CodeCell").nth(
+        lesson.page.locator(".jp-CodeCell").evaluate_all(
+            "(cells) => cells.findIndex((cell) => cell.textContent.includes('worker_ids = ...'))"
+        )
+    )
+    wrong = lesson.answer(exercise, f"worker_ids = [who_runs_this.remote() for _ in range(4)]{check}")
+    assert "pass the list to ray.get()" in wrong
+    right = lesson.answer(exercise, f"worker_ids = ray.get([who_runs_this.remote() for _ in range(4)]){check}")
+    assert "Right:" in right
+    lesson.page.close()
+
+
+def test_lesson_05_shows_progress_and_plots(browser, jupyterlab):
+    lesson = Lesson(browser, jupyterlab, "05_fit")
+    lesson.run_all()
+    training = lesson.cell("trainer.fit()")
+    wait_for(lambda: re.search(r"epoch 1/2 .*test accuracy", lesson.output(training)), 200)
+    assert "epoch 2/2 runs" in lesson.output(training), "the display should move while it trains"
+    lesson.idle()
+    assert re.search(r"fit\(\) took \d+ s in all", lesson.output(training))
+    plots = lesson.page.locator(".jp-OutputArea-output img")
+    assert plots.count() >= 2
+    assert all(plots.evaluate_all("(images) => images.map((image) => image.complete && image.naturalWidth > 300)"))
+    assert not lesson.errors()
+    lesson.page.close()
