@@ -85,18 +85,23 @@ class Lesson:
         self.page = browser.new_page(viewport={"width": 1300, "height": 1000})
         self.page.goto(f"{address}/lab/tree/{name}.ipynb?reset", wait_until="domcontentloaded")
         self.page.wait_for_selector(".jp-NotebookPanel .jp-CodeCell", timeout=60_000)
-        self.idle()
+        idle = ".jp-Notebook-ExecutionIndicator[data-status=idle]"
+        self.page.wait_for_selector(idle, state="attached", timeout=60_000)
 
-    def idle(self, seconds=300):
-        """Wait until no cell runs."""
-        status = ".jp-Notebook-ExecutionIndicator"
-        self.page.wait_for_selector(f"{status}[data-status=idle]", state="attached", timeout=1000 * seconds)
-        prompts = self.page.locator(".jp-CodeCell .jp-InputPrompt")
-        wait_for(lambda: not any("*" in text for text in prompts.all_text_contents()), seconds)
+    def prompts(self):
+        return self.page.locator(".jp-CodeCell .jp-InputPrompt").all_text_contents()
 
-    def run_all(self):
-        self.page.click("#jp-MainMenu li:has-text('Run') >> nth=0")
-        self.page.click(".lm-Menu-item:has-text('Run All Cells') >> nth=0")
+    def start_all(self):
+        for _ in range(5):  # JupyterLab shows its menus before they work
+            self.page.click("#jp-MainMenu li:has-text('Run') >> nth=0")
+            self.page.click(".lm-Menu-item:has-text('Run All Cells') >> nth=0")
+            time.sleep(3)
+            if any(re.search(r"[*\d]", prompt) for prompt in self.prompts()):
+                return
+
+    def finish(self, seconds=300):
+        """Wait until the last cell has run."""
+        wait_for(lambda: re.search(r"\d", self.prompts()[-1]), seconds)
 
     def output(self, cell):
         return "\n".join(cell.locator(".jp-OutputArea-output").all_text_contents())
@@ -104,15 +109,13 @@ class Lesson:
     def cell(self, code):
         return self.page.locator(".jp-CodeCell", has_text=code).first
 
-    def answer(self, cell, code):
-        """Replace a cell's code and run it; return what it prints."""
-        cell.locator(".cm-content").click()
+    def answer(self, code, expected):
+        """Put `code` into the exercise's cell and run it; wait for the check to say what is expected."""
+        self.page.locator(".cm-content", has_text="worker_ids = ").first.click()
         self.page.keyboard.press("Control+A")
-        self.page.keyboard.insert_text(code)
+        self.page.keyboard.insert_text(f"worker_ids = {code}\nprint(exercises.check_worker_ids(worker_ids))")
         self.page.keyboard.press("Control+Enter")
-        time.sleep(1)
-        self.idle()
-        return self.output(cell)
+        wait_for(lambda: expected in self.output(self.cell("worker_ids = ")), 60)
 
     def errors(self):
         kinds = ("application/vnd.jupyter.stderr", "application/vnd.jupyter.error")
@@ -122,33 +125,24 @@ class Lesson:
 
 def test_lesson_00_and_its_exercise(browser, jupyterlab):
     lesson = Lesson(browser, jupyterlab, "00_start_here")
-    lesson.run_all()
-    lesson.idle()
+    lesson.start_all()
+    lesson.finish()
     assert "✓ Python" in lesson.output(lesson.cell("preflight.run()"))
     assert not lesson.errors()
 
-    exercise = lesson.cell("worker_ids = ...")
-    assert "Not done yet" in lesson.output(exercise)
-    check = "\nprint(exercises.check_worker_ids(worker_ids))"
-    exercise = lesson.page.locator(".jp-CodeCell").nth(
-        lesson.page.locator(".jp-CodeCell").evaluate_all(
-            "(cells) => cells.findIndex((cell) => cell.textContent.includes('worker_ids = ...'))"
-        )
-    )
-    wrong = lesson.answer(exercise, f"worker_ids = [who_runs_this.remote() for _ in range(4)]{check}")
-    assert "pass the list to ray.get()" in wrong
-    right = lesson.answer(exercise, f"worker_ids = ray.get([who_runs_this.remote() for _ in range(4)]){check}")
-    assert "Right:" in right
+    assert "Not done yet" in lesson.output(lesson.cell("worker_ids = "))
+    lesson.answer("[who_runs_this.remote() for _ in range(4)]", expected="pass the list to ray.get()")
+    lesson.answer("ray.get([who_runs_this.remote() for _ in range(4)])", expected="Right:")
     lesson.page.close()
 
 
 def test_lesson_05_shows_progress_and_plots(browser, jupyterlab):
     lesson = Lesson(browser, jupyterlab, "05_fit")
-    lesson.run_all()
+    lesson.start_all()
     training = lesson.cell("trainer.fit()")
     wait_for(lambda: re.search(r"epoch 1/2 .*test accuracy", lesson.output(training)), 200)
     assert "epoch 2/2 runs" in lesson.output(training), "the display should move while it trains"
-    lesson.idle()
+    lesson.finish()
     assert re.search(r"fit\(\) took \d+ s in all", lesson.output(training))
     plots = lesson.page.locator(".jp-OutputArea-output img")
     assert plots.count() >= 2
