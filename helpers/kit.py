@@ -91,8 +91,7 @@ def choose(laptop: str, torch: str = "") -> list[dict]:
     also = tomllib.loads(project.read_text())["build-system"]["requires"]
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--format", "pylock.toml", str(project), "-"]
     command += ["--all-extras", "--constraint", str(constraints), "--only-binary", ":all:"]
-    # .99: a Python with all its fixes, since some packages refuse the first ones.
-    command += ["--python-platform", PLATFORMS[name][0], "--python-version", f"{python}.99"]
+    command += ["--python-platform", PLATFORMS[name][0], "--python-version", python]
     command += ["--python", sys.executable, "--no-python-downloads"]
     if torch == "cpu" and name.startswith("linux"):
         also += [f"{pin}+cpu" for pin in re.findall(r"^torch(?:vision)?==\S+", constraints.read_text(), re.MULTILINE)]

@@ -42,6 +42,21 @@ def test_installed_is_what_was_tested():
         assert version(name).split("+")[0] == PINS[name], f"{name} differs from constraints.txt"
 
 
+def test_every_tested_version_takes_the_first_python_that_is_promised():
+    from importlib.metadata import PackageNotFoundError, metadata
+
+    from packaging.specifiers import SpecifierSet
+
+    first = re.search(r"3\.\d+", PROJECT["requires-python"])[0] + ".0"
+    for name, pin in PINS.items():
+        try:
+            about = metadata(name)
+        except PackageNotFoundError:  # of another platform, or of an extra that is not installed
+            continue
+        if about["Version"] == pin:
+            assert first in SpecifierSet(about["Requires-Python"] or ""), f"{name}=={pin} refuses Python {first}"
+
+
 def test_every_dependency_has_a_reason():
     text = (settings.PROJECT / "pyproject.toml").read_text()
     for requirement in LISTED:
