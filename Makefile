@@ -10,6 +10,7 @@ TORCH_SUFFIX := +cpu
 endif
 # WHEELS=folder installs from a kit's wheels, without network; a series that lies in a kit finds them by itself.
 WHEELS ?= $(if $(wildcard ../START.md),$(wildcard ../wheels))
+override WHEELS := $(patsubst ~/%,$(HOME)/%,$(WHEELS))
 LAPTOP = $$($(PYTHON) -c 'from platform import *; print("-".join([system(), machine(), python_version()]).lower().rpartition(".")[0])')
 
 VENV := .venv

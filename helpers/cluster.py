@@ -181,7 +181,8 @@ def require(scaling: "ScalingConfig", seconds: float = 10) -> None:
             )
     deadline = time.monotonic() + seconds
     while True:
-        free = free_resources()
+        remove_orphaned_placement_groups()
+        free = ray.available_resources()
         busy = [name for name, amount in wanted.items() if amount > free.get(name, 0)]
         if not busy:
             return
@@ -214,21 +215,19 @@ def require_shared(storage: str) -> None:
                 )
 
 
-def free_resources() -> dict[str, float]:
-    """What Ray has to give now, as `ray.available_resources()`, once it has back what dead training runs held.
+def remove_orphaned_placement_groups() -> None:
+    """Give back what is reserved for training runs of this notebook whose controller process was ended by force.
 
-    A run whose controller process was ended by force, as Tune ends a trial that it stops, leaves its workers' share
-    reserved: the process that Ray Train has for this case asks the dashboard, and a local Ray here runs without one.
+    So Tune ends a trial that it stops. The process that Ray Train has for this case asks the dashboard, and a local
+    Ray here runs without one.
     """
-    state = ray._private.state.state
-    accessor = state._connect_and_get_accessor()
-    for record in accessor.get_placement_group_table():
+    mine = bytes.fromhex(ray.get_runtime_context().get_job_id())
+    for record in ray._private.state.state._connect_and_get_accessor().get_placement_group_table():
         group = PlacementGroupTableData.FromString(record)
         by_an_actor = not ray.ActorID(group.creator_actor_id).is_nil()
-        removed = group.state == PlacementGroupTableData.REMOVED
-        if by_an_actor and group.creator_actor_dead and not group.is_detached and not removed:
+        orphaned = group.creator_job_id == mine and by_an_actor and group.creator_actor_dead and not group.is_detached
+        if orphaned and group.state != PlacementGroupTableData.REMOVED:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
-    return ray.available_resources()
 
 
 def _join(address: str) -> None:

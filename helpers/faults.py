@@ -55,6 +55,7 @@ def with_faults(diary):
 
         def after_each_step(*_):
             if ray.get(diary.note.remote(os.getpid(), node, next(steps))):
+                time.sleep(1)  # the controller looks for reports twice a second; let it see the last one
                 os.kill(os.getpid(), signal.SIGKILL)  # no clean-up, no last words: as when memory runs out
 
         if ray.train.get_context().get_world_rank() == 0:

@@ -15,11 +15,9 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import unquote
 
-from torch import hub
-
 from helpers import settings, sources
 
-PROJECT = tomllib.loads((settings.PROJECT / "pyproject.toml").read_text())["project"]
+SERIES = "distributed-training-with-ray"
 ARCHIVE = "cifar-10-python.tar.gz"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 PYTHONS = ("3.11", "3.12", "3.13")
@@ -66,7 +64,7 @@ def build(folder: Path, laptops: list[str], torch: str = "") -> None:
         raise KitError(f"{folder} is there already and is no kit: name another one, with KIT=folder.")
     beside = folder.with_name(f"{folder.name}.unfinished")
     try:
-        copy_series(beside / PROJECT["name"])
+        copy_series(beside / SERIES)
         copy_wheels({laptop: choose(laptop, torch) for laptop in laptops}, beside / "wheels", folder / "wheels")
         (beside / "START.md").write_text(start_page(laptops), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
@@ -119,6 +117,8 @@ def copy_wheels(chosen: dict[str, list[dict]], folder: Path, before: Path) -> No
     Raises:
         KitError: there is too little disk, or a wheel can't be downloaded.
     """
+    from torch import hub  # here, so that a misspelt name is told before torch is imported
+
     folder.mkdir(exist_ok=True)
     wheels = {_name(wheel): wheel for packages in chosen.values() for one in packages for wheel in one["wheels"]}
     for file in folder.iterdir():
@@ -179,7 +179,7 @@ Copy this whole folder to your laptop, open a terminal in it, and type the lines
 make `.venv` from the folder `wheels`, which takes some minutes, and open lesson 00. There, *Run → Run All Cells*. Ticks
 everywhere? You are ready.
 
-The next time, `cd {PROJECT["name"]}` and the last line are enough.
+The next time, `cd {SERIES}` and the last line are enough.
 """
     for laptop in laptops:
         name, _, python = laptop.rpartition("-")
@@ -187,14 +187,14 @@ The next time, `cd {PROJECT["name"]}` and the last line are enough.
 ## {PLATFORMS[name][1]}, Python {python}
 
 ```
-cd {PROJECT["name"]}
+cd {SERIES}
 make lab PYTHON=python{python}
 ```
 
 Without `make`:
 
 ```
-cd {PROJECT["name"]}
+cd {SERIES}
 python{python} -m venv .venv
 .venv/bin/python -m pip install --no-index --find-links ../wheels --require-hashes -r ../wheels/{laptop}.txt
 .venv/bin/python -m pip install --no-index --no-deps --no-build-isolation -e .
@@ -213,7 +213,7 @@ def main() -> None:
     options = parser.parse_args()
     socket.setdefaulttimeout(60)  # a dead line is an error, not silence
     try:
-        build(options.folder.absolute(), options.laptops, options.torch)
+        build(options.folder.expanduser().absolute(), options.laptops, options.torch)
     except (KitError, ValueError) as error:  # ValueError: a setting, or the archive
         raise SystemExit(str(error)) from None
     size = sum(file.stat().st_size for file in options.folder.rglob("*") if file.is_file())

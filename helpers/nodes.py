@@ -8,7 +8,7 @@ from ray.cluster_utils import Cluster
 
 from helpers import cluster
 
-GIVEN_STORE = 80_000_000  # bytes of object store a node: little, so that a lesson can outgrow it
+OBJECT_STORE_BYTES = 80_000_000  # bytes of object store a node: little, so that a lesson can outgrow it
 
 
 class Nodes:
@@ -36,13 +36,13 @@ class Nodes:
                 shutdown_at_exit=True,
                 head_node_args={
                     "num_cpus": 0,
-                    "object_store_memory": GIVEN_STORE,
+                    "object_store_memory": OBJECT_STORE_BYTES,
                     "include_dashboard": False,
                     "_system_config": {**impatient, "worker_maximum_startup_concurrency": 64},
                 },
             )
             # Enough for two training workers and the data tasks that feed them: one node can take over from another.
-            node = {"num_cpus": 4, "object_store_memory": GIVEN_STORE}
+            node = {"num_cpus": 4, "object_store_memory": OBJECT_STORE_BYTES}
             self._nodes = [self._cluster.add_node(**node) for _ in range(count)]
         Nodes._running = self
         os.environ["RAY_ADDRESS"] = self._cluster.address
@@ -73,9 +73,10 @@ def memory_in_use() -> tuple[float, float]:
     name = "object_store_memory"
     stores = ray.cluster_resources()[name] - ray.available_resources().get(name, 0)
     processes = 0
-    for process in psutil.process_iter(["name", "memory_info"]):
-        title, memory = process.info["name"] or "", process.info["memory_info"]
+    for process in psutil.process_iter(["cmdline", "memory_info"]):
+        title, memory = "".join((process.info["cmdline"] or [])[:1]), process.info["memory_info"]
         at_work = title.startswith("ray::") and "IDLE" not in title
         if memory and (at_work or process.pid == os.getpid()):
-            processes += memory.rss - memory.shared  # what is shared lies in the object store
+            # What is shared lies in the object store; not every system says how much that is.
+            processes += memory.rss - getattr(memory, "shared", 0)
     return stores / 1e6, processes / 1e6

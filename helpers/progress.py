@@ -101,11 +101,11 @@ class _Display:
             self.seen.add(file.path)
             now = float(file.base_name.removesuffix(".json"))  # when it was reported, not when it was seen
             values = "   ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in metrics.items() if isinstance(v, float))
-            self.lines.append(
-                f"epoch {metrics.get('epoch', len(self.lines)) + 1}/{self.epochs}   {values}   {now - self.last:.0f} s"
-            )
-            self.seconds.append(now - self.last)
-            self.last = now
+            took = f"{now - self.last:.0f} s" if now > self.last else "before"  # by a driver that died
+            self.lines.append(f"epoch {metrics.get('epoch', len(self.lines)) + 1}/{self.epochs}   {values}   {took}")
+            if now > self.last:
+                self.seconds.append(now - self.last)
+                self.last = now
             if self.handle is None:
                 print(self.lines[-1])
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import ray.data
 
 
-def draw_tickets(images: np.ndarray, seed: int) -> np.ndarray:
+def hash_fraction(images: np.ndarray, seed: int) -> np.ndarray:
     """Return a number from 0 to just below 1 for each picture, which depends on its pixels and `seed` alone.
 
     Args:
@@ -29,16 +29,16 @@ def draw_tickets(images: np.ndarray, seed: int) -> np.ndarray:
 
 
 def pick(batch: dict[str, np.ndarray], low: float, high: float, seed: int) -> dict[str, np.ndarray]:
-    """Return the rows of `batch` whose pictures drew a ticket from `low` to just below `high`."""
-    tickets = draw_tickets(batch["image"], seed)
-    mine = (low <= tickets) & (tickets < high)
+    """Return the rows of `batch` whose pictures hash to a fraction from `low` to just below `high`."""
+    fractions = hash_fraction(batch["image"], seed)
+    mine = (low <= fractions) & (fractions < high)
     return {name: column[mine] for name, column in batch.items()}
 
 
-def split_for_search(train_ds: "ray.data.Dataset", pictures: int, seed: int) -> list["ray.data.Dataset"]:
+def train_validation_split(train_ds: "ray.data.Dataset", pictures: int, seed: int) -> list["ray.data.Dataset"]:
     """Draw about `pictures` of the training pictures by lot, and hold a third of those out for validation.
 
-    Equal pictures draw equal tickets, so that none is on both sides, and the order of the rows plays no part.
+    Equal pictures hash to equal fractions, so that none is on both sides, and the order of the rows plays no part.
 
     Args:
         train_ds: the training split, with a column `image`, uint8 (height, width, 3).

@@ -78,7 +78,7 @@ def build_tuner(space: dict[str, list], at_once: int, name: str, chosen: setting
             name=name,
             verbose=0,
             progress_reporter=tune.CLIReporter(),
-            callbacks=[PrintReports(chosen.epochs), FreeStopped()],
+            callbacks=[PrintReports(chosen.epochs), ReleaseStoppedTrials()],
             failure_config=tune.FailureConfig(fail_fast=True),
         ),
     )
@@ -118,12 +118,17 @@ class PrintReports(tune.Callback):
         print(f"{time.monotonic() - self.start:4.0f} s  trial {number_of(trial.trial_id)}  {text}")
 
 
-class FreeStopped(tune.Callback):
-    """Takes back the CPUs or GPUs of stopped trials, so that the next one can start."""
+class ReleaseStoppedTrials(tune.Callback):
+    """Gives back the CPUs or GPUs of stopped trials, so that the next one can start."""
+
+    def __init__(self):
+        self.looked = 0.0
 
     def on_step_begin(self, **_):
-        """Look for them, whenever Tune looks for something to do."""
-        cluster.free_resources()
+        """Look for them once a second; Tune calls this many times as often."""
+        if time.monotonic() - self.looked > 1:
+            self.looked = time.monotonic()
+            cluster.remove_orphaned_placement_groups()
 
 
 def number_of(trial_id: str) -> int:
@@ -131,7 +136,7 @@ def number_of(trial_id: str) -> int:
     return int(trial_id.rsplit("_", 1)[-1]) + 1
 
 
-def plan(trials: int, chosen: settings.Settings | None = None, seconds: float = 10) -> tuple[ScalingConfig, int]:
+def plan_trials(trials: int, chosen: settings.Settings | None = None, seconds: float = 10) -> tuple[ScalingConfig, int]:
     """Return the workers of one trial, and how many trials may run at once on what Ray has.
 
     A trial has one worker unless the reader chose more: trials beside each other have nothing to say to each other,
@@ -163,9 +168,6 @@ def plan(trials: int, chosen: settings.Settings | None = None, seconds: float = 
     needs = {name: amount for name, amount in scaling.total_resources.items() if amount}
     needs["CPU"] = needs.get("CPU", 0) + DRIVER_CPUS + DATA_CPUS
 
-    def room(resources: dict) -> int:
-        return min(int(resources.get(name, 0) / amount) for name, amount in needs.items())
-
     total = ray.cluster_resources()
     for resource, amount in needs.items():
         if amount > total.get(resource, 0):
@@ -174,14 +176,19 @@ def plan(trials: int, chosen: settings.Settings | None = None, seconds: float = 
                 f"{total.get(resource, 0):g}: set TUTORIAL_WORKERS to a smaller number, or start Ray with more."
             )
     deadline = time.monotonic() + seconds
-    while not room(cluster.free_resources()):
+    while True:
+        cluster.remove_orphaned_placement_groups()
+        free = ray.available_resources()
+        fit = {name: int(free.get(name, 0) / amount) for name, amount in needs.items()}
+        scarce = min(fit, key=fit.get)
+        if fit[scarce]:
+            return scaling, min(most, fit[scarce])
         if time.monotonic() > deadline:
             raise cluster.ClusterError(
-                f"One trial needs {needs['CPU']:g} CPU, and too few resources are free: let the other lesson finish "
-                "or shut down its kernel."
+                f"One trial needs {needs[scarce]:g} {scarce}, and only {free.get(scarce, 0):g} are free: let the other "
+                "lesson finish or shut down its kernel."
             )
         time.sleep(0.5)
-    return scaling, min(most, room(cluster.free_resources()))
 
 
 def two_batch_sizes(chosen: settings.Settings, pictures: int, workers: int) -> list[int]:
@@ -229,15 +236,18 @@ def check_space(space: dict[str, list], pictures: int, workers: int, chosen: set
 
 
 def require_success(results: tune.ResultGrid, trials: int) -> None:
-    """Raise when a trial failed or never ran: Tune itself returns what is left of the search.
+    """Raise when a trial failed, never ran or was interrupted: Tune itself returns what is left of the search.
 
     Raises:
+        KeyboardInterrupt: the reader interrupted the search.
         TuningError: names the first trial that failed and its error.
     """
     for result in results:
         if result.error:
-            reason = str(result.error).strip().splitlines()[-1]
+            reason = (str(result.error).strip().splitlines() or [repr(result.error)])[-1]
             raise TuningError(f"The trial with {result.config} failed: {reason}") from result.error
+    if not all((result.metrics or {}).get("done") for result in results):
+        raise KeyboardInterrupt("the search was stopped; run the cell again, and a new one begins")
     whole = [result for result in results if result.metrics and "test_accuracy" in result.metrics]
     if len(whole) != trials:
         raise TuningError(f"Only {len(whole)} of {trials} trials reported: see the lines above.")

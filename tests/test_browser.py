@@ -1,5 +1,6 @@
 """JupyterLab in a real browser: a reader runs two lessons, sees plots and progress, and answers an exercise."""
 
+import contextlib
 import json
 import os
 import re
@@ -95,13 +96,13 @@ class Lesson:
         for _ in range(5):  # JupyterLab shows its menus before they work
             self.page.click("#jp-MainMenu li:has-text('Run') >> nth=0")
             self.page.click(".lm-Menu-item:has-text('Run All Cells') >> nth=0")
-            time.sleep(3)
-            if any(re.search(r"[*\d]", prompt) for prompt in self.prompts()):
-                return
+            with contextlib.suppress(AssertionError):
+                return wait_for(lambda: any(re.search(r"[*\d]", prompt) for prompt in self.prompts()), 15)
 
     def finish(self, seconds=300):
         """Wait until the last cell has run."""
-        wait_for(lambda: re.search(r"\d", self.prompts()[-1]), seconds)
+        wait_for(lambda: re.search(r"\d", self.prompts()[-1]) or self.errors(), seconds)
+        assert not self.errors()
 
     def output(self, cell):
         return "\n".join(cell.locator(".jp-OutputArea-output").all_text_contents())
@@ -112,7 +113,7 @@ class Lesson:
     def answer(self, code, expected):
         """Put `code` into the exercise's cell and run it; wait for the check to say what is expected."""
         self.page.locator(".cm-content", has_text="worker_ids = ").first.click()
-        self.page.keyboard.press("Control+A")
+        self.page.keyboard.press("ControlOrMeta+A")
         self.page.keyboard.insert_text(f"worker_ids = {code}\nprint(exercises.check_worker_ids(worker_ids))")
         self.page.keyboard.press("Control+Enter")
         wait_for(lambda: expected in self.output(self.cell("worker_ids = ")), 60)
@@ -128,8 +129,6 @@ def test_lesson_00_and_its_exercise(browser, jupyterlab):
     lesson.start_all()
     lesson.finish()
     assert "✓ Python" in lesson.output(lesson.cell("preflight.run()"))
-    assert not lesson.errors()
-
     assert "Not done yet" in lesson.output(lesson.cell("worker_ids = "))
     lesson.answer("[who_runs_this.remote() for _ in range(4)]", expected="pass the list to ray.get()")
     lesson.answer("ray.get([who_runs_this.remote() for _ in range(4)])", expected="Right:")
@@ -140,12 +139,11 @@ def test_lesson_05_shows_progress_and_plots(browser, jupyterlab):
     lesson = Lesson(browser, jupyterlab, "05_fit")
     lesson.start_all()
     training = lesson.cell("trainer.fit()")
-    wait_for(lambda: re.search(r"epoch 1/2 .*test accuracy", lesson.output(training)), 200)
-    assert "epoch 2/2 runs" in lesson.output(training), "the display should move while it trains"
+    # The display moves while it trains.
+    wait_for(lambda: re.search(r"epoch 1/2 .*test accuracy[^…]*epoch 2/2 runs …", lesson.output(training)), 200)
     lesson.finish()
     assert re.search(r"fit\(\) took \d+ s in all", lesson.output(training))
     plots = lesson.page.locator(".jp-OutputArea-output img")
     assert plots.count() >= 2
     assert all(plots.evaluate_all("(images) => images.map((image) => image.complete && image.naturalWidth > 300)"))
-    assert not lesson.errors()
     lesson.page.close()

@@ -25,7 +25,7 @@ FIT = """
 from helpers import cluster, data, faults, progress
 cluster.connect()
 data.prepare()
-trainer = faults.build_short_trainer(faults.new_name(), max_failures=0)
+trainer = faults.build_short_trainer(faults.new_name(), max_failures=0, num_epochs=EPOCHS)
 print("fitting", trainer.run_config.name, "now")
 with progress.shown(trainer):
     history = trainer.fit().return_value
@@ -78,8 +78,9 @@ def test_a_killed_node_is_gone_on_without(undisturbed):
     last = [page["step"] for page in pages if page["process"] == pages[-1]["process"]]
     assert last == [*range(5, 13)], "it should go on after step 4, the end of the first epoch"
     assert [metrics["epoch"] for metrics in history] == [0, 1, 2]
-    # Two workers share out the pictures otherwise than one.
-    assert history[-1]["train_loss"] == pytest.approx(undisturbed[-1]["train_loss"], abs=0.3)
+    # Two workers share out the pictures otherwise than one, and each normalises by half a batch.
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+    assert history[-1]["train_loss"] == pytest.approx(undisturbed[-1]["train_loss"], abs=0.5)
 
 
 def train_while_a_node_dies():
@@ -98,6 +99,7 @@ def train_while_a_node_dies():
 def kill_the_node_after(step, diary, machines):
     while len(pages := ray.get(diary.read.remote())) < step:
         time.sleep(0.1)
+    time.sleep(1)
     machines.kill(pages[-1]["node"])
 
 
@@ -156,7 +158,7 @@ def test_interrupted_fit_can_be_run_again_and_leaves_nothing(kernel, monkeypatch
     before = ray_processes()
     monkeypatch.delenv("RAY_ADDRESS")  # a Ray of the kernel's own, whose end can be watched
     manager, client = kernel()
-    message = client.execute(FIT)
+    message = client.execute(FIT.replace("EPOCHS", "30"))
     printed, _ = outputs(client, message, until="now")
     name = printed.split("fitting ")[1].split()[0]
     if moment == "while it trains":
@@ -167,7 +169,7 @@ def test_interrupted_fit_can_be_run_again_and_leaves_nothing(kernel, monkeypatch
     manager.interrupt_kernel()
     printed, error = outputs(client, message)
     assert error == "KeyboardInterrupt" and "epochs" not in printed
-    printed, error = outputs(client, client.execute(FIT))
+    printed, error = outputs(client, client.execute(FIT.replace("EPOCHS", "3")))
     assert error is None and "epochs [0, 1, 2]" in printed
     mine = ray_processes() - before
     assert mine, "the kernel's own Ray was expected"
@@ -184,7 +186,7 @@ def wait_for(condition, otherwise="it never came true"):
 
 def test_two_lessons_open_at_once_both_finish(kernel):
     pairs = [kernel() for _ in range(2)]
-    messages = [client.execute(FIT) for _, client in pairs]
+    messages = [client.execute(FIT.replace("EPOCHS", "3")) for _, client in pairs]
     for (_, client), message in zip(pairs, messages, strict=True):
         printed, error = outputs(client, message)
         assert error is None and "epochs [0, 1, 2]" in printed

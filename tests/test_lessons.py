@@ -41,7 +41,7 @@ TAUGHT = {
         "inference": ["Classifier", "add_fingerprint", "write_predictions", "check_picture", "PictureService", "ask"],
     },
     "09_tuning": {
-        "splitting": ["draw_tickets", "pick", "split_for_search"],
+        "splitting": ["hash_fraction", "pick", "train_validation_split"],
         "tuning": ["run_trial", "build_tuner"],
     },
 }

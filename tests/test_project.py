@@ -84,7 +84,7 @@ def test_imports_run_one_way():
 
 def test_data_processes_do_without_torch():
     """Ray's data and dataset-manager processes import these rooms; torch would cost each of them seconds."""
-    code = "import sys, helpers.preprocessing, helpers.sharding; print('torch' in sys.modules)"
+    code = "import sys, helpers.preprocessing, helpers.sharding, helpers.splitting; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 

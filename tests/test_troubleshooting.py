@@ -5,10 +5,12 @@ import re
 import types
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import ray.data
 from ray.train import ScalingConfig
 
-from helpers import cluster, data, settings, sources, trainer
+from helpers import cluster, data, settings, sources, splitting, trainer, tuning
 
 PAGE = (settings.PROJECT / "notebooks" / "TROUBLESHOOTING.md").read_text()
 QUOTED = re.findall(r"^### `(.+)`$", PAGE, re.MULTILINE)
@@ -91,7 +93,24 @@ def damaged_choices(chosen, folder, monkeypatch):
     settings.load()
 
 
+def too_large_a_trial(chosen, folder, monkeypatch):
+    tuning.plan_trials(4, replace(chosen, workers=1000))
+
+
+def one_picture_to_split(chosen, folder, monkeypatch):
+    one = ray.data.from_items([{"image": np.zeros((4, 4, 3), np.uint8), "label": 0}])
+    splitting.train_validation_split(one, pictures=768, seed=1)
+
+
+def a_trial_that_fails(chosen, folder, monkeypatch):
+    failed = types.SimpleNamespace(error=RuntimeError("no room"), config={"batch_size": 8}, metrics={})
+    tuning.require_success([failed], 1)
+
+
 PROVOKED = {
+    "One trial needs … and this Ray has": too_large_a_trial,
+    "training pictures are too few to hold some of them out": one_picture_to_split,
+    "The trial with … failed": a_trial_that_fails,
     "No Ray answers at RAY_ADDRESS=": no_ray,
     "workers need … and this Ray has": too_many_workers,
     "are free: let the other lesson finish or shut down its kernel": all_cpus_taken,

@@ -9,7 +9,7 @@ import ray
 from ray.train import Checkpoint, ScalingConfig
 
 from helpers import cluster, data, evaluation, settings, tuning
-from helpers.splitting import draw_tickets, split_for_search
+from helpers.splitting import hash_fraction, train_validation_split
 from helpers.training import evaluate
 
 ONE_WORKER = ScalingConfig(num_workers=1)
@@ -29,12 +29,12 @@ def chosen(tmp_path_factory):
                 pixels = rng.normal(240 - mean if index % 10 == 0 else mean, 40, (32, 32, 3)).clip(0, 255)
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / split / name / f"{index}.png")
     storage = f"file://{tmp_path_factory.mktemp('storage')}"
-    return settings.Settings(data=str(folder), epochs=2, batch_size=32, learning_rate=0.02, storage=storage)
+    return settings.Settings(data=str(folder), epochs=2, batch_size=16, learning_rate=0.02, storage=storage)
 
 
 @pytest.fixture(scope="module")
 def parts(chosen):
-    return split_for_search(data.load("train", chosen), pictures=768, seed=1)
+    return train_validation_split(data.load("train", chosen), pictures=768, seed=1)
 
 
 def rows(dataset):
@@ -56,13 +56,15 @@ def test_the_split_is_disjoint_and_complete(chosen, parts):
 def test_the_split_is_fixed_by_its_seed_whatever_the_order(chosen, parts):
     train_ds = data.load("train", chosen)
     mixed = train_ds.random_shuffle(seed=3).repartition(5)
-    assert [rows(part) for part in split_for_search(mixed, pictures=768, seed=1)] == [rows(part) for part in parts]
-    other = split_for_search(train_ds, pictures=768, seed=2)
+    assert [rows(part) for part in train_validation_split(mixed, pictures=768, seed=1)] == [
+        rows(part) for part in parts
+    ]
+    other = train_validation_split(train_ds, pictures=768, seed=2)
     assert rows(other[1]) != rows(parts[1])
 
 
 def test_a_part_of_the_pictures_is_drawn(chosen):
-    training, validation = map(rows, split_for_search(data.load("train", chosen), pictures=90, seed=1))
+    training, validation = map(rows, train_validation_split(data.load("train", chosen), pictures=90, seed=1))
     assert 50 <= training.total() + validation.total() <= 130
     assert not training & validation
 
@@ -70,16 +72,16 @@ def test_a_part_of_the_pictures_is_drawn(chosen):
 def test_too_few_pictures_to_hold_some_out():
     one = ray.data.from_items([{"image": np.zeros((4, 4, 3), np.uint8), "label": 0}])
     with pytest.raises(ValueError, match="1 training pictures are too few"):
-        split_for_search(one, pictures=768, seed=1)
+        train_validation_split(one, pictures=768, seed=1)
 
 
-def test_equal_pictures_draw_equal_tickets_and_others_spread():
+def test_equal_pictures_hash_to_equal_fractions_and_others_spread():
     images = np.random.default_rng(0).integers(0, 256, (2000, 8, 8, 3), dtype=np.uint8)
     images[1] = images[0]
-    tickets = draw_tickets(images, seed=7)
-    assert tickets[0] == tickets[1] and ((0 <= tickets) & (tickets < 1)).all()
-    assert np.histogram(tickets, bins=4, range=(0, 1))[0].min() > 400
-    assert abs(np.corrcoef(tickets, draw_tickets(images, seed=8))[0, 1]) < 0.1
+    fractions = hash_fraction(images, seed=7)
+    assert fractions[0] == fractions[1] and ((0 <= fractions) & (fractions < 1)).all()
+    assert np.histogram(fractions, bins=4, range=(0, 1))[0].min() > 400
+    assert abs(np.corrcoef(fractions, hash_fraction(images, seed=8))[0, 1]) < 0.1
 
 
 @pytest.mark.parametrize(
@@ -116,7 +118,7 @@ def test_two_batch_sizes_that_can_be_tried(batch_size, pictures, workers, sizes)
 
 
 def test_trials_at_once_leave_a_cpu_for_those_who_read(chosen):
-    scaling, at_once = tuning.plan(4, chosen)
+    scaling, at_once = tuning.plan_trials(4, chosen)
     held = at_once * (scaling.total_resources["CPU"] + tuning.DRIVER_CPUS)
     assert 1 <= at_once <= 4
     assert ray.cluster_resources()["CPU"] - held >= at_once * tuning.DATA_CPUS
@@ -126,7 +128,7 @@ def test_too_few_cpus_are_told_at_once(chosen):
     from dataclasses import replace
 
     with pytest.raises(cluster.ClusterError, match=r"One trial needs 1001\.1 CPU.*and this Ray has"):
-        tuning.plan(4, replace(chosen, workers=1000))
+        tuning.plan_trials(4, replace(chosen, workers=1000))
 
 
 def test_occupied_cpus_are_told_instead_of_a_wait_without_end(chosen):
@@ -134,10 +136,15 @@ def test_occupied_cpus_are_told_instead_of_a_wait_without_end(chosen):
     try:
         wait_for(lambda: ray.available_resources().get("CPU", 0) <= 1)
         with pytest.raises(cluster.ClusterError, match="let the other lesson finish"):
-            tuning.plan(4, chosen, seconds=1)
+            tuning.plan_trials(4, chosen, seconds=1)
     finally:
         ray.cancel(occupy, force=True)
-    wait_for(lambda: cluster.free_resources().get("CPU", 0) == ray.cluster_resources()["CPU"])
+    wait_for(lambda: available().get("CPU", 0) == ray.cluster_resources()["CPU"])
+
+
+def available():
+    cluster.remove_orphaned_placement_groups()
+    return ray.available_resources()
 
 
 def wait_for(condition, seconds=30):
@@ -196,7 +203,7 @@ def test_the_best_checkpoint_gives_what_was_reported_on_the_validation_pictures(
 
 
 def test_a_search_leaves_no_process_that_holds_a_cpu(results):
-    wait_for(lambda: cluster.free_resources().get("CPU", 0) == ray.cluster_resources()["CPU"])
+    wait_for(lambda: available().get("CPU", 0) == ray.cluster_resources()["CPU"])
 
 
 def test_the_losers_checkpoints_are_deleted_and_the_best_stays(results):
