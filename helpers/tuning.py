@@ -192,12 +192,12 @@ def plan_trials(trials: int, chosen: settings.Settings | None = None, seconds: f
 
 
 def two_batch_sizes(chosen: settings.Settings, pictures: int, workers: int) -> list[int]:
-    """Return a quarter and an eighth of the chosen batch size, each shared evenly by `workers`.
+    """Return a half and a quarter of the chosen batch size, each shared evenly by `workers`.
 
     A search trains on few pictures; in large batches they would make few steps. With very few pictures the sizes are
     smaller still, and only one where two would be the same.
     """
-    whole = max(workers, min(chosen.batch_size // 4, pictures // 4) // workers * workers)
+    whole = max(workers, min(chosen.batch_size // 2, pictures // 4) // workers * workers)
     half = max(workers, whole // 2 // workers * workers)
     return sorted({whole, half}, reverse=True)
 

@@ -109,7 +109,7 @@ def test_a_search_space_says_how_many_trials_it_makes(chosen):
 
 @pytest.mark.parametrize(
     ("batch_size", "pictures", "workers", "sizes"),
-    [(64, 512, 1, [16, 8]), (64, 512, 3, [15, 6]), (64, 40, 1, [10, 5]), (2, 40, 2, [2]), (64, 8, 4, [4])],
+    [(64, 512, 1, [32, 16]), (64, 512, 3, [30, 15]), (64, 40, 1, [10, 5]), (2, 40, 2, [2]), (64, 8, 4, [4])],
 )
 def test_two_batch_sizes_that_can_be_tried(batch_size, pictures, workers, sizes):
     chosen = settings.Settings(batch_size=batch_size)
