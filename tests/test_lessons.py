@@ -128,6 +128,11 @@ def test_links_between_lessons_lead_somewhere(lesson):
             assert len(alt) > 60 or not target.startswith("pictures/"), f"{target} needs words for who can't see it"
 
 
+def test_the_first_lesson_names_all_the_others():
+    first = "\n".join(sources(nbformat.read(NOTEBOOKS[0], as_version=4), "markdown"))
+    assert all(f"({path.name})" in first for path in NOTEBOOKS[1:])
+
+
 def test_the_same_cells_run_everywhere(lesson):
     _, notebook = lesson
     for code in sources(notebook, "code"):
