@@ -86,6 +86,8 @@ class Lesson:
         self.page = browser.new_page(viewport={"width": 1300, "height": 1000})
         self.page.goto(f"{address}/lab/tree/{name}.ipynb?reset", wait_until="domcontentloaded")
         self.page.wait_for_selector(".jp-NotebookPanel .jp-CodeCell", timeout=60_000)
+        # Who runs cells before there is a kernel is asked which one, in a dialog over everything.
+        self.page.wait_for_selector(".jp-Toolbar-kernelName:has-text('Python 3')", timeout=60_000)
         idle = ".jp-Notebook-ExecutionIndicator[data-status=idle]"
         self.page.wait_for_selector(idle, state="attached", timeout=60_000)
 

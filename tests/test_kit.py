@@ -10,6 +10,7 @@ import zipfile
 from types import SimpleNamespace
 
 import pytest
+from torch import hub
 
 from helpers import kit, settings, sources
 
@@ -104,7 +105,7 @@ def project(tmp_path, monkeypatch, index):
     monkeypatch.setattr(settings, "PROJECT", series)
     monkeypatch.setattr(settings, "DEFAULT_STORAGE", series / "storage")
     monkeypatch.setattr(settings, "SAVED_CHOICES", series / "storage" / "settings.json")
-    monkeypatch.setattr(kit, "PROJECT", {"name": "tiny-series"})
+    monkeypatch.setattr(kit, "SERIES", "tiny-series")
     return series
 
 
@@ -166,7 +167,7 @@ def test_a_downloaded_archive_comes_along(project, tmp_path, monkeypatch):
 
 
 def test_an_interrupted_kit_is_not_there_and_is_finished_later(project, tmp_path, monkeypatch):
-    download, asked = kit.hub.download_url_to_file, []
+    download, asked = hub.download_url_to_file, []
 
     def interrupted(url, *rest, **options):
         asked.append(url.rpartition("/")[2])
@@ -174,7 +175,7 @@ def test_an_interrupted_kit_is_not_there_and_is_finished_later(project, tmp_path
             raise OSError("the line is dead")
         download(url, *rest, **options)
 
-    monkeypatch.setattr(kit.hub, "download_url_to_file", interrupted)
+    monkeypatch.setattr(hub, "download_url_to_file", interrupted)
     with pytest.raises(kit.KitError, match=r"whl could not be downloaded \(the line is dead\): type the same again"):
         kit.build(tmp_path / "kit", LAPTOPS)
     assert not (tmp_path / "kit").exists() and not list((tmp_path / "kit.unfinished" / "wheels").glob("*.txt"))
@@ -192,10 +193,8 @@ def test_an_interrupted_kit_is_not_there_and_is_finished_later(project, tmp_path
 def test_a_new_kit_uses_the_wheels_of_the_old_one_and_leaves_out_what_it_does_not_need(made, monkeypatch, index):
     shutil.move(made / "wheels" / "pure-1-py3-none-any.whl", made / "pure")
     shutil.copy(index / "pure" / "pure-2-py3-none-any.whl", made / "wheels" / "pure-1-py3-none-any.whl")
-    asked, download = [], kit.hub.download_url_to_file
-    monkeypatch.setattr(
-        kit.hub, "download_url_to_file", lambda url, *a, **o: (asked.append(url), download(url, *a, **o))
-    )
+    asked, download = [], hub.download_url_to_file
+    monkeypatch.setattr(hub, "download_url_to_file", lambda url, *a, **o: (asked.append(url), download(url, *a, **o)))
     monkeypatch.setattr(kit.os, "link", lambda old, new: (_ for _ in ()).throw(PermissionError("no links on a stick")))
     kit.build(made, LAPTOPS[2:])
     assert [url.rpartition("/")[2] for url in asked] == ["pure-1-py3-none-any.whl"], "the one that is another"
@@ -249,7 +248,7 @@ def test_too_little_disk_is_said_before_the_download(project, tmp_path, monkeypa
     for package in chosen[LAPTOPS[0]]:
         package["wheels"][0]["size"] = 10**9  # as PyPI says it, and an index of files does not
     monkeypatch.setattr(kit.shutil, "disk_usage", lambda folder: SimpleNamespace(free=2e9))
-    monkeypatch.setattr(kit.hub, "download_url_to_file", None)
+    monkeypatch.setattr(hub, "download_url_to_file", None)
     with pytest.raises(kit.KitError, match=r"The kit takes 7\.0 GB more, and .* has 2\.0 GB free"):
         kit.copy_wheels(chosen, tmp_path / "wheels", tmp_path / "none")
 
