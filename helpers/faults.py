@@ -88,13 +88,13 @@ def build_short_trainer(
         max_failures: how often Ray Train may start the workers again.
         train_loop: what runs on each worker.
         scaling_config: the workers; as many as suit what Ray has when not given.
-        num_epochs: how many of these epochs of four batches.
+        num_epochs: how many of these epochs of three batches.
     """
     chosen = settings.load()
     scaling_config = scaling_config or cluster.scaling_config(chosen)
     cluster.require(scaling_config)
-    train_ds = data.load("train", chosen).limit(4 * chosen.batch_size).materialize()
-    test_ds = data.load("test", chosen).limit(128).materialize()
+    train_ds = data.load("train", chosen).limit(3 * chosen.batch_size).materialize()
+    test_ds = data.load("test", chosen).limit(64).materialize()
     config = build_train_loop_config(train_ds, data.class_names(chosen), scaling_config.num_workers, chosen)
     return TorchTrainer(
         train_loop,

@@ -45,12 +45,12 @@ def assert_same(history, undisturbed):
 
 
 def test_a_killed_worker_goes_on_from_the_checkpoint(undisturbed):
-    diary = ray.remote(faults.Diary).options(num_cpus=0).remote([10])
+    diary = ray.remote(faults.Diary).options(num_cpus=0).remote([8])
     trainer = faults.build_short_trainer(faults.new_name(), max_failures=1, train_loop=faults.with_faults(diary))
     result = trainer.fit()
     steps = [page["step"] for page in ray.get(diary.read.remote())]
     ray.kill(diary)
-    assert steps == [*range(1, 11), *range(9, 13)], "it should go on after step 8, the end of the second epoch"
+    assert steps == [*range(1, 9), *range(7, 10)], "it should go on after step 6, the end of the second epoch"
     assert_same(result.return_value, undisturbed)
 
 
@@ -76,7 +76,7 @@ def test_a_killed_node_is_gone_on_without(undisturbed):
         history, pages = another.submit(train_while_a_node_dies).result()
     assert len({page["node"] for page in pages}) == 2, "training did not move to another node"
     last = [page["step"] for page in pages if page["process"] == pages[-1]["process"]]
-    assert last == [*range(5, 13)], "it should go on after step 4, the end of the first epoch"
+    assert last == [*range(4, 10)], "it should go on after step 3, the end of the first epoch"
     assert [metrics["epoch"] for metrics in history] == [0, 1, 2]
     # Two workers share out the pictures otherwise than one, and each normalises by half a batch.
     assert history[-1]["train_loss"] < history[0]["train_loss"]
@@ -90,7 +90,7 @@ def train_while_a_node_dies():
         diary = ray.remote(faults.Diary).options(num_cpus=0, scheduling_strategy=here).remote([])
         two = ray.train.ScalingConfig(num_workers=2, placement_strategy="SPREAD")
         trainer = faults.build_short_trainer(faults.new_name(), 2, faults.with_faults(diary), two)
-        threading.Thread(target=kill_the_node_after, args=(6, diary, machines), daemon=True).start()
+        threading.Thread(target=kill_the_node_after, args=(5, diary, machines), daemon=True).start()
         return trainer.fit().return_value, ray.get(diary.read.remote())
     finally:
         machines.stop()
