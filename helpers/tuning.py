@@ -85,7 +85,9 @@ def build_tuner(space: dict[str, list], at_once: int, name: str, chosen: setting
 
 
 class PrintReports(tune.Callback):
-    """Prints a line for each epoch of each trial, in place of Tune's tables; runs in the notebook's process.
+    """Prints a line when a trial starts and for each of its epochs, in place of Tune's tables.
+
+    Runs in the notebook's process.
 
     Args:
         epochs: how many a trial makes unless it is stopped.
@@ -99,11 +101,15 @@ class PrintReports(tune.Callback):
         """Start the clock when the search starts."""
         self.start = time.monotonic()
 
+    def on_trial_start(self, trial, **_):
+        """Say what a trial tries: its first report takes a while."""
+        chosen = "  ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in trial.config.items())
+        self._print(trial, f"starts: {chosen}")
+
     def on_trial_result(self, trial, result, **_):
         """Print what a trial reported after an epoch."""
         done, accuracy = result["training_iteration"], result["test_accuracy"]
-        chosen = "  ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in trial.config.items())
-        self._print(trial, f"{chosen}  epoch {done}/{self.epochs}  validation accuracy {accuracy:.3f}")
+        self._print(trial, f"epoch {done}/{self.epochs}  validation accuracy {accuracy:.3f}")
 
     def on_trial_complete(self, trial, **_):
         """Say that the scheduler stopped a trial before its last epoch."""
