@@ -1,6 +1,7 @@
 """Runs the lessons in order and turns them into a report to open: `python -m helpers.series`."""
 
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -64,6 +65,7 @@ def lab() -> None:
         command = [*jupyter, "lab", f"--notebook-dir={NOTEBOOKS}"]
         command += ["--LabApp.default_url=/lab/tree/00_start_here.ipynb", *sys.argv[2:]]
         process = subprocess.Popen(command)
+        signal.signal(signal.SIGTERM, lambda *_: process.terminate())  # or JupyterLab would outlive this process
         while process.poll() is None:
             try:
                 process.wait()

@@ -88,6 +88,16 @@ def _rows(rounds: list[dict]):
             f"{times}× the rows: memory ÷ memory of 1×",
             lambda one, times=times: one[f"stream {times}"]["megabytes"] / one["stream 1"]["megabytes"],
         )
+    # The first rows wait for processes to start; what is left when 1× is taken away does not.
+    yield row(
+        "time for a row, from 4× to 16× the rows ÷ from 1× to 4×",
+        lambda one: (
+            (one["stream 16"]["seconds"] - one["stream 4"]["seconds"])
+            / (one["stream 4"]["seconds"] - one["stream 1"]["seconds"])
+            / 4
+        ),
+    )
+    yield row("memory at 16× the rows", lambda one: one["stream 16"]["megabytes"], 0, " MB")
 
 
 def _has(compute, one: dict) -> bool:
