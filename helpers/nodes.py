@@ -1,5 +1,6 @@
 """Several Ray nodes on this one machine: each a raylet of its own, as `ray start` runs one on every machine."""
 
+import contextlib
 import os
 
 import psutil
@@ -43,16 +44,11 @@ class Nodes:
             )
             # Enough for two training workers and the data tasks that feed them: one node can take over from another.
             node = {"num_cpus": 4, "object_store_memory": OBJECT_STORE_BYTES}
-            self._nodes = [self._cluster.add_node(**node) for _ in range(count)]
+            for _ in range(count):
+                self._cluster.add_node(**node)
         Nodes._running = self
         os.environ["RAY_ADDRESS"] = self._cluster.address
         cluster.connect()
-
-    def kill(self, node_id: str) -> None:
-        """End a node's processes at once, as when its machine loses power."""
-        node = next(node for node in self._nodes if node.node_id == node_id)
-        self._nodes.remove(node)
-        self._cluster.remove_node(node, allow_graceful=False)
 
     def stop(self) -> None:
         """Disconnect from the nodes and end them all."""
@@ -63,6 +59,17 @@ class Nodes:
         if self._address_before is not None:
             os.environ["RAY_ADDRESS"] = self._address_before
         Nodes._running = None
+
+
+def lose_power() -> None:
+    """End at once, from one of its workers, a node and all it started, as when its machine loses power."""
+    worker = psutil.Process()
+    raylet = worker.parent()  # first of all, or it would start others in their place
+    for process in [raylet, *raylet.children(recursive=True)]:
+        if process != worker:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+    worker.kill()
 
 
 def memory_in_use() -> tuple[float, float]:
