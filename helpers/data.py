@@ -135,7 +135,11 @@ def _write(chosen: settings.Settings, folder: str) -> None:
 
 
 def _write_folder(listing: dict, folder: str, unreadable: str) -> None:
-    """Decode a folder of pictures in parallel with Ray Data: one row, task and file a part of a split."""
+    """Decode a folder of pictures in parallel with Ray Data: a row is a part of a split and becomes a file.
+
+    A task takes up to four rows, one after the other, while there are two tasks and more for every core: with a task
+    for each row, 10,000 small JPEGs took a quarter longer on two cores.
+    """
     filesystem, path = _filesystem(folder)
     class_names, rows = listing["class_names"], []
     for split in SPLITS:
@@ -154,8 +158,10 @@ def _write_folder(listing: dict, folder: str, unreadable: str) -> None:
         return {"split": row["split"], "failed": json.dumps(failed)}
 
     failed = {split: [] for split in SPLITS}
+    rows_a_task = max(1, min(4, len(rows) // (2 * cluster.cores())))
     with cluster.all_cores_at_once() as compute:
-        decoded = ray.data.from_items(rows, override_num_blocks=len(rows)).map(decode_and_write, compute=compute)
+        parts = ray.data.from_items(rows, override_num_blocks=math.ceil(len(rows) / rows_a_task))
+        decoded = parts.map(decode_and_write, compute=compute)
     for row in decoded.iter_rows():
         failed[row["split"]] += json.loads(row["failed"])
         if failed[row["split"]] and unreadable == "stop":

@@ -171,10 +171,11 @@ def fingerprint(folder: str) -> list[str]:
     """Name, size and time of change of every picture under `folder`, sorted: changes when the pictures do."""
     entries = []
     for parent, _, names in os.walk(folder):
+        place = os.path.relpath(parent, folder)
         for name in names:
             if name.lower().endswith(PICTURE_SUFFIXES):
                 status = os.stat(os.path.join(parent, name))
-                entries.append(f"{os.path.relpath(parent, folder)}/{name} {status.st_size} {status.st_mtime_ns}")
+                entries.append(f"{place}/{name} {status.st_size} {status.st_mtime_ns}")
     return sorted(entries)
 
 
