@@ -1,12 +1,13 @@
 """`make bench`: the series beside what a reader would use instead, as ratios measured in one run.
 
-Every program runs as a process of its own, one after the other, in several rounds; a ratio compares two programs of
-the same round, so that a machine that slows down slows both. Writes report/bench.md and report/bench.png.
+Every program is a process of its own. One that trains runs in turns with the bare loop, a few seconds each, so that a
+machine whose speed changes changes both; the others run one after the other. Writes report/bench.md and bench.png.
 """
 
 import argparse
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import time
 from pathlib import Path
 
 import summary
+import turns
 from pictures import write_jpegs
 
 from helpers import cluster, settings
@@ -50,21 +52,19 @@ def main() -> None:
 
 
 def fit_programs(figures: dict, options, scratch: str, first: bool) -> None:
-    """Train: without Ray, with ours, and once with the per-row recipe."""
+    """Train in turns with the bare loop: without Ray, with ours, and once with the per-row recipe."""
     size = {"rows": options.rows, "epochs": options.epochs, "batch": 64}
-    figures["bare"] = measure("baselines.bare", **size)
-    figures["dataloader"] = measure("baselines.dataloader", **size)
-    figures["torchrun"] = measure("baselines.ddp", processes=2, **size)
-    figures["ours, cold"] = measure("ours.fit", workers=1, **size)
+    figures["dataloader"] = beside_bare("baselines.dataloader", **size)
+    figures["torchrun"] = beside_bare("baselines.ddp", processes=2, **size)
+    figures["ours, cold"] = beside_bare("ours.fit", workers=1, **size)
     with cluster.shared():
-        figures["ours"] = measure("ours.fit", workers=1, **size)
-        figures["ours, 2 workers"] = measure("ours.fit", workers=2, **size)
-        figures["bare, Ray idle"] = measure("baselines.bare", **size)
-        figures["limit"] = measure("ours.limit", workers=1, **size)
-        figures["limit, 2 workers"] = measure("ours.limit", workers=2, **size)
+        figures["ours"] = beside_bare("ours.fit", workers=1, **size)
+        figures["ours, 2 workers"] = beside_bare("ours.fit", workers=2, **size)
+        figures["limit"] = beside_bare("ours.limit", workers=1, **size)
+        figures["limit, 2 workers"] = beside_bare("ours.limit", workers=2, **size)
     if first:
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
-            figures["per row"] = measure("baselines.per_row_fit", folder=folder, **size)
+            figures["per row"] = beside_bare("baselines.per_row_fit", folder=folder, **size)
 
 
 def data_programs(figures: dict, options, scratch: str, first: bool) -> None:
@@ -89,22 +89,57 @@ def stream_programs(figures: dict, options, scratch: str, first: bool) -> None:
         figures[f"stream {times}"] = measure("ours.stream", rows=50000, times=times, store_megabytes=100)
 
 
-def measure(program: str, processes: int = 1, **arguments) -> dict:
-    """Run one program in a fresh process and return the figures it prints, with the seconds of the whole process."""
+def measure(program: str, **arguments) -> dict:
+    """Run one program and return the figures it prints."""
     print(f"{program} {arguments} …", end=" ", flush=True)
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [*launcher, str(HERE / "__main__.py"), "--program", program, json.dumps(arguments)]
     start = time.perf_counter()
-    finished = subprocess.run(command, capture_output=True, text=True)
-    seconds = time.perf_counter() - start
-    lines = [line for line in finished.stdout.splitlines() if line.startswith(MARK)]
-    if finished.returncode or not lines:
-        raise SystemExit(f"failed:\n{finished.stdout[-2000:]}{finished.stderr[-4000:]}")
-    figures = [json.loads(line.removeprefix(MARK)) for line in lines]
-    print(f"{seconds:.0f} s", flush=True)
-    return {**min(figures, key=lambda one: one.get("rank", 0)), "process": seconds}
+    figures = Program(program, **arguments).figures()
+    print(f"{time.perf_counter() - start:.0f} s", flush=True)
+    return figures
+
+
+def beside_bare(program: str, processes: int = 1, **arguments) -> dict:
+    """Run a program in turns with the bare loop of the same size.
+
+    Returns:
+        Seconds for which the program had run: at each of the `moments` it returned, and in all, `process`; and those
+        that each of its `epochs` took. In `bare` the same of the bare loop, and its `pictures`.
+    """
+    print(f"{program} {arguments} in turns with the bare loop …", end=" ", flush=True)
+    size = {name: arguments[name] for name in ("rows", "epochs", "batch")}
+    programs = Program("baselines.bare", **size), Program(program, processes, **arguments)
+    clocks = turns.run(*programs)
+    both = []
+    for one, clock in zip(programs, clocks, strict=True):
+        figures = one.figures()
+        epochs = [clock.at(end) - clock.at(begin) for begin, end in figures.pop("spans")]
+        moments = {name: clock.at(moment) for name, moment in figures.pop("moments", {}).items()}
+        both.append({**figures, **moments, "epochs": epochs, "process": clock.at(math.inf)})
+    print(f"{sum(figures['process'] for figures in both):.0f} s", flush=True)
+    return {**both[1], "bare": both[0]}
+
+
+class Program(subprocess.Popen):
+    """A measured program, `module.function`, in a process of its own, or in several that torchrun starts."""
+
+    def __init__(self, program: str, processes: int = 1, **arguments):
+        launcher = [sys.executable]
+        if processes > 1:
+            launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        command = [*launcher, str(HERE / "__main__.py"), "--program", program, json.dumps(arguments)]
+        self.output = tempfile.TemporaryFile("w+")
+        super().__init__(command, stdout=self.output, stderr=self.output)
+
+    def figures(self) -> dict:
+        """Wait for the end and return what the program, or its rank 0, printed as figures."""
+        self.wait()
+        with self.output:
+            self.output.seek(0)
+            printed = self.output.read()
+        figures = [json.loads(line.removeprefix(MARK)) for line in printed.splitlines() if line.startswith(MARK)]
+        if self.returncode or not figures:
+            raise SystemExit(f"failed:\n{printed[-6000:]}")
+        return min(figures, key=lambda one: one.get("rank", 0))
 
 
 def run_program(program: str, arguments: str) -> None:

@@ -51,16 +51,16 @@ def bare(rows: int, epochs: int, batch: int) -> dict:
         rows, batch = rows // dist.get_world_size(), batch // dist.get_world_size()
     pixels, labels = noise(rows)
     images, labels = normalize_images(torch.from_numpy(pixels), MEAN, STD), torch.from_numpy(labels)
-    step, seconds = Steps(rows, epochs, batch, distributed=together), []
+    step, spans = Steps(rows, epochs, batch, distributed=together), []
     step(images[:batch], labels[:batch])  # the first one sets things up
     for _ in range(epochs):
-        start = time.perf_counter()
+        start = time.time()
         order = torch.randperm(rows)
         for first in range(0, rows - batch + 1, batch):
             chosen = order[first : first + batch]
             step(images[chosen], labels[chosen])
-        seconds.append(time.perf_counter() - start)
-    return {"epochs": seconds, "total": sum(seconds), "pictures": epochs * (rows // batch) * batch}
+        spans.append([start, time.time()])
+    return {"spans": spans, "pictures": epochs * (rows // batch) * batch}
 
 
 class Pictures(Dataset):
@@ -100,31 +100,31 @@ def _loader(rows: int, batch: int, sampler=None) -> DataLoader:
 
 def dataloader(rows: int, epochs: int, batch: int) -> dict:
     """Train from a DataLoader with two worker processes."""
-    loader, step, seconds = _loader(rows, batch), Steps(rows, epochs, batch), []
+    loader, step, spans = _loader(rows, batch), Steps(rows, epochs, batch), []
     for _ in range(epochs):
-        start = time.perf_counter()
+        start = time.time()
         for images, labels in loader:
             step(images, labels)
-        seconds.append(time.perf_counter() - start)
-    return {"epochs": seconds}
+        spans.append([start, time.time()])
+    return {"spans": spans}
 
 
 def ddp(rows: int, epochs: int, batch: int) -> dict:
     """Train in one of torchrun's processes: a share of each batch, gradients averaged over all processes."""
     dist.init_process_group("gloo")
-    share, seconds = batch // dist.get_world_size(), []
+    share, spans = batch // dist.get_world_size(), []
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // dist.get_world_size()))
     loader = _loader(rows, share, sampler=DistributedSampler)
     step = Steps(rows, epochs, batch, distributed=True)
     for epoch in range(epochs):
         loader.sampler.set_epoch(epoch)
-        start = time.perf_counter()
+        start = time.time()
         for images, labels in loader:
             step(images, labels)
-        seconds.append(time.perf_counter() - start)
+        spans.append([start, time.time()])
     rank = dist.get_rank()
     dist.destroy_process_group()
-    return {"epochs": seconds, "rank": rank}
+    return {"spans": spans, "rank": rank}
 
 
 def dataloader_ingest(rows: int, epochs: int, batch: int) -> dict:
@@ -168,20 +168,20 @@ def per_row_dataset(path: str):
     return ray.data.read_parquet(path).map(transform)
 
 
-def per_row_loop(config: dict) -> list[float]:
+def per_row_loop(config: dict) -> list[list[float]]:
     """Train on rows that are ready; the loop of the per-row recipe."""
     import ray.train.torch
 
     step = Steps(config["rows"], config["epochs"], config["batch"])
     step.model = ray.train.torch.prepare_model(step.model)
-    shard, seconds = ray.train.get_dataset_shard("train"), []
-    for _ in range(config["epochs"]):
-        start = time.perf_counter()
+    shard, spans = ray.train.get_dataset_shard("train"), []
+    for epoch in range(config["epochs"]):
+        start = time.time()
         for batch in shard.iter_torch_batches(batch_size=config["batch"], drop_last=True):
             step(batch["image"], batch["label"])
-        seconds.append(time.perf_counter() - start)
-        ray.train.report({"seconds": seconds[-1]})
-    return seconds
+        spans.append([start, time.time()])
+        ray.train.report({"epoch": epoch})
+    return spans
 
 
 def per_row_fit(rows: int, epochs: int, batch: int, folder: str) -> dict:
@@ -192,7 +192,7 @@ def per_row_fit(rows: int, epochs: int, batch: int, folder: str) -> dict:
 
     per_row_write(rows, folder)
     ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", num_cpus=4)
-    start = time.perf_counter()
+    start = time.time()
     result = TorchTrainer(
         per_row_loop,
         train_loop_config={"rows": rows, "epochs": epochs, "batch": batch},
@@ -200,7 +200,7 @@ def per_row_fit(rows: int, epochs: int, batch: int, folder: str) -> dict:
         run_config=RunConfig(storage_path=folder, name="per-row"),
         datasets={"train": per_row_dataset(os.path.join(folder, "pictures.parquet"))},
     ).fit()
-    return {"total": time.perf_counter() - start, "epochs": result.return_value}
+    return {"moments": {"fit": start, "end": time.time()}, "spans": result.return_value}
 
 
 def per_row_ingest(rows: int, epochs: int, batch: int, folder: str) -> dict:
