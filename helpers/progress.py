@@ -86,7 +86,8 @@ class _Display:
 
     def _watch(self):
         while not self.done.wait(0.5):
-            self._look()
+            with contextlib.suppress(OSError, ValueError):  # just being written: the next look, or the last, reads it
+                self._look()
             waiting = f"epoch {len(self.lines) + 1}/{self.epochs} runs" if self.lines else "starting, then epoch 1"
             self._draw(waiting if len(self.lines) < self.epochs else "finishing")
 

@@ -36,3 +36,14 @@ def test_an_epoch_of_a_driver_that_died_has_no_seconds(trainer, capsys):
 def test_an_interrupt_says_what_to_do(trainer):
     with pytest.raises(KeyboardInterrupt, match="run the cell again"), progress.shown(trainer):
         raise SystemExit(1)
+
+
+def test_a_report_that_is_just_being_written_is_shown_when_it_is_whole(trainer, capsys):
+    filesystem, folder = progress.reports_folder(trainer.run_config)
+    filesystem.create_dir(folder)
+    with progress.shown(trainer):
+        for text in ('{"epoch": 0, "test_acc', '{"epoch": 0, "test_accuracy": 0.5}'):
+            with filesystem.open_output_stream(f"{folder}/1.000.json") as stream:
+                stream.write(text.encode())
+            time.sleep(1.5)  # long enough for a look
+        assert capsys.readouterr().out.startswith("epoch 1/2   test accuracy 0.500")
