@@ -30,7 +30,7 @@ help:
 	@echo "make lab        set up, open JupyterLab on the lessons"
 	@echo "make site       make report/site/index.html: the lessons as they were run, with search, to read offline"
 	@echo "make test       set up, run the tests (lessons included)"
-	@echo "make bench      set up, measure the series beside the usual ways; write report/bench.md (about two hours)"
+	@echo "make bench      set up, measure the series beside the usual ways; write report/bench.md (two to three hours)"
 	@echo "make kit        set up, write the folder kit/ from which laptops are set up without network; for several kinds:"
 	@echo '                make kit FOR="linux-x86_64-3.11 darwin-arm64-3.12" KIT=/path/to/a/stick/kit'
 	@echo "make lint       set up, check style and that notebooks have no outputs"

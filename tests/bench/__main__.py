@@ -1,6 +1,6 @@
 """`make bench`: the series beside what a reader would use instead, as ratios measured in one run.
 
-Every program is a process of its own. One that trains runs in turns with the bare loop, a few seconds each, so that a
+Every program is a process of its own. One that trains runs in turns with bare steps, a few seconds each, so that a
 machine whose speed changes changes both; the others run one after the other. Writes report/bench.md and bench.png.
 """
 
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def fit_programs(figures: dict, options, scratch: str, first: bool) -> None:
-    """Train in turns with the bare loop: without Ray, with ours, and once with the per-row recipe."""
+    """Train in turns with bare steps: without Ray, with ours, and once with the per-row recipe."""
     size = {"rows": options.rows, "epochs": options.epochs, "batch": 64}
     figures["dataloader"] = beside_bare("baselines.dataloader", **size)
     figures["torchrun"] = beside_bare("baselines.ddp", processes=2, **size)
@@ -99,24 +99,35 @@ def measure(program: str, **arguments) -> dict:
 
 
 def beside_bare(program: str, processes: int = 1, **arguments) -> dict:
-    """Run a program in turns with the bare loop of the same size.
+    """Run a program in turns with bare steps of the same size.
 
     Returns:
         Seconds for which the program had run: at each of the `moments` it returned, and in all, `process`; and those
-        that each of its `epochs` took. In `bare` the same of the bare loop, and its `pictures`.
+        that each of its `epochs` took. In `bare` the seconds that as many bare steps took: the `whole` of its epochs,
+        at the pace of its lifetime, and `epochs`, each at the pace of that very epoch; and bare `pictures` per second.
     """
-    print(f"{program} {arguments} in turns with the bare loop …", end=" ", flush=True)
-    size = {name: arguments[name] for name in ("rows", "epochs", "batch")}
-    programs = Program("baselines.bare", **size), Program(program, processes, **arguments)
-    clocks = turns.run(*programs)
-    both = []
-    for one, clock in zip(programs, clocks, strict=True):
-        figures = one.figures()
-        epochs = [clock.at(end) - clock.at(begin) for begin, end in figures.pop("spans")]
-        moments = {name: clock.at(moment) for name, moment in figures.pop("moments", {}).items()}
-        both.append({**figures, **moments, "epochs": epochs, "process": clock.at(math.inf)})
-    print(f"{sum(figures['process'] for figures in both):.0f} s", flush=True)
-    return {**both[1], "bare": both[0]}
+    print(f"{program} {arguments} in turns with bare steps …", end=" ", flush=True)
+    rows, batch = arguments["rows"], arguments["batch"]
+    bare = Program("baselines.bare_until_terminated", rows=rows, batch=batch)
+    other = Program(program, processes, **arguments)
+    try:
+        bare_clock, clock = turns.run(bare, other)
+    except ChildProcessError:
+        bare.figures()  # ends the bench with what it printed, unless it came to its end
+        raise
+    figures, steps = other.figures(), bare.figures()["steps"]
+    spans, per_epoch = figures.pop("spans"), rows // batch
+    a_step = bare_clock.seconds_per_step(steps, steps[0], steps[-1])
+    figures |= {name: clock.at(moment) for name, moment in figures.pop("moments", {}).items()}
+    figures["process"] = clock.at(math.inf)
+    figures["epochs"] = [clock.at(end) - clock.at(begin) for begin, end in spans]
+    figures["bare"] = {
+        "whole": a_step * per_epoch * arguments["epochs"],
+        "epochs": [bare_clock.seconds_per_step(steps, *span) * per_epoch for span in spans],
+        "pictures": batch / a_step,
+    }
+    print(f"{clock.at(math.inf) + bare_clock.at(math.inf):.0f} s", flush=True)
+    return figures
 
 
 class Program(subprocess.Popen):

@@ -4,7 +4,9 @@ Each network, optimizer, batch size and number of steps is that of `helpers`, so
 """
 
 import os
+import signal
 import time
+from collections.abc import Iterator
 
 import memory
 import numpy as np
@@ -41,26 +43,39 @@ class Steps:
         loss.item()
 
 
-def bare(rows: int, epochs: int, batch: int) -> dict:
-    """Time the steps alone, over tensors that lie in memory already normalised: the limit.
+def bare(rows: int, epochs: int, batch: int) -> Iterator[float]:
+    """Take the steps alone, over tensors that lie in memory already normalised: the limit.
 
     In one of several processes that train together, a share of the rows and of each batch.
+
+    Yields:
+        The `time.time()` at which each step ended; first that of one more, which sets things up.
     """
     together = dist.is_initialized() and dist.get_world_size() > 1
     if together:
         rows, batch = rows // dist.get_world_size(), batch // dist.get_world_size()
     pixels, labels = noise(rows)
     images, labels = normalize_images(torch.from_numpy(pixels), MEAN, STD), torch.from_numpy(labels)
-    step, spans = Steps(rows, epochs, batch, distributed=together), []
-    step(images[:batch], labels[:batch])  # the first one sets things up
+    step = Steps(rows, epochs, batch, distributed=together)
+    step(images[:batch], labels[:batch])
+    yield time.time()
     for _ in range(epochs):
-        start = time.time()
         order = torch.randperm(rows)
         for first in range(0, rows - batch + 1, batch):
             chosen = order[first : first + batch]
             step(images[chosen], labels[chosen])
-        spans.append([start, time.time()])
-    return {"spans": spans, "pictures": epochs * (rows // batch) * batch}
+            yield time.time()
+
+
+def bare_until_terminated(rows: int, batch: int) -> dict:
+    """Take bare steps for as long as the program lasts that this one runs in turns with, or the bench itself."""
+    steps, terminated, bench = [], [], os.getppid()
+    signal.signal(signal.SIGTERM, lambda *_: terminated.append(True))
+    for moment in bare(rows, epochs=1000, batch=batch):
+        steps.append(moment)
+        if terminated or os.getppid() != bench:
+            break
+    return {"steps": steps}
 
 
 class Pictures(Dataset):

@@ -11,7 +11,7 @@ def write(rounds: list[dict], options: dict, folder) -> None:
     lines = [
         "# Measured",
         "",
-        f"{options['rows']:,} pictures, {options['epochs']} epochs, batch 64, {len(rounds)} rounds in one run.",
+        f"{options['rows']:,} pictures, {options['epochs']} epochs, batch 64, in one run; rounds: {len(rounds)}.",
         "The median, and the smallest and largest in brackets.",
         "",
         "| what | ratio or figure |",
@@ -39,7 +39,11 @@ def _rows(rounds: list[dict]):
         return lambda one: _whole(one[name], begin)
 
     def steady(name):
-        return lambda one: median(one[name]["bare"]["epochs"]) / median(one[name]["epochs"][1:])
+        def compute(one):
+            pairs = list(zip(one[name]["bare"]["epochs"], one[name]["epochs"], strict=True))
+            return median(bare / ours for bare, ours in pairs[1:] or pairs)
+
+        return compute
 
     def seconds(name, moment):
         return lambda one: one[name][moment] - one[name]["fit"]
@@ -47,9 +51,7 @@ def _rows(rounds: list[dict]):
     def rate(one, name):
         return one[name]["rows"] / median(one[name]["epochs"][1:] or one[name]["epochs"])
 
-    yield row(
-        "bare loop, pictures/s", lambda one: one["ours"]["bare"]["pictures"] / sum(one["ours"]["bare"]["epochs"]), 0
-    )
+    yield row("bare loop, pictures/s", lambda one: one["ours"]["bare"]["pictures"], 0)
     yield row("whole `fit()`, Ray warm ÷ bare steps", whole("ours"))
     yield row("whole program, Ray started for it ÷ bare steps", whole("ours, cold", "connect"))
     yield row("whole `fit()`, 2 workers ÷ bare steps", whole("ours, 2 workers"))
@@ -110,7 +112,7 @@ def _rows(rounds: list[dict]):
 def _whole(figures: dict, begin: str | None) -> float:
     """The seconds from the moment `begin` to the end, or of the whole process, over those of the bare steps."""
     seconds = figures["end"] - figures[begin] if begin else figures["process"]
-    return seconds / sum(figures["bare"]["epochs"])
+    return seconds / figures["bare"]["whole"]
 
 
 def _has(compute, one: dict) -> bool:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 
+import numpy as np
 import psutil
 
 SECONDS = 3  # a turn: long beside the milliseconds of a change, short beside Ray's patience with a silent process
@@ -24,21 +25,42 @@ class Clock:
         """How many seconds the program had run at `moment`, a `time.time()`."""
         return sum(max(0.0, min(end, moment) - begin) for begin, end in self.turns)
 
+    def seconds_per_step(self, steps: list[float], begin: float, end: float) -> float:
+        """What a step cost the program between `begin` and `end`, when `steps` are the moments at which one ended.
 
-def run(bare: subprocess.Popen, other: subprocess.Popen) -> tuple[Clock, Clock]:
-    """Let both run to their ends in turns; what else this process has started, a Ray say, runs with `other`."""
-    clocks = {bare: Clock(), other: Clock()}
+        Raises:
+            ValueError: there is less than one step between them.
+        """
+        ends = [self.at(step) for step in steps]
+        begin, end = max(self.at(begin), ends[0]), min(self.at(end), ends[-1])
+        first, last = np.interp([begin, end], ends, range(len(ends)))
+        if last - first < 1:
+            raise ValueError("the program was too short to compare, less than one step: take more --rows")
+        return float((end - begin) / (last - first))
+
+
+def run(endless: subprocess.Popen, program: subprocess.Popen) -> tuple[Clock, Clock]:
+    """Let both run in turns until `program` ends, then terminate the endless one, which prints its figures.
+
+    What else this process has started, a Ray say, runs in the turns of `program`.
+
+    Raises:
+        ChildProcessError: the endless program ended by itself, and `program` was killed.
+    """
+    clocks = {endless: Clock(), program: Clock()}
     try:
-        _stop(lambda: _others(bare))
-        while any(program.poll() is None for program in clocks):
-            _turn(bare, clocks[bare], lambda: _tree(bare))
-            _turn(other, clocks[other], lambda: _others(bare))
+        _stop(lambda: _others(endless))
+        while program.poll() is None and endless.poll() is None:
+            _turn(endless, clocks[endless], lambda: _tree(endless))
+            _turn(program, clocks[program], lambda: _others(endless))
+        if program.poll() is None:
+            raise ChildProcessError(f"{endless.args} ended first")
     finally:
         _send(signal.SIGCONT, psutil.Process().children(recursive=True))
-        for program in clocks:
-            if program.poll() is None:
-                program.kill()
-    return clocks[bare], clocks[other]
+        endless.terminate()
+        if program.poll() is None:
+            program.kill()
+    return clocks[endless], clocks[program]
 
 
 def _turn(program: subprocess.Popen, clock: Clock, processes) -> None:
