@@ -21,9 +21,20 @@ def build_datasets(train_ds: ray.data.Dataset, test_ds: ray.data.Dataset, flip: 
 
 
 def build_train_loop_config(
-    train_ds: ray.data.Dataset, class_names: list[str], num_workers: int, chosen: settings.Settings
+    train_ds: ray.data.Dataset,
+    class_names: list[str],
+    num_workers: int,
+    chosen: settings.Settings,
+    statistics: tuple[list[float], list[float]] | None = None,
 ) -> dict:
     """Return what every worker needs to know: the hyperparameters and what was measured on the training split.
+
+    Args:
+        train_ds: the pictures to train on.
+        class_names: one name for each label.
+        num_workers: how many share each batch.
+        chosen: the hyperparameters.
+        statistics: what `channel_statistics` measured on `train_ds`; measured now when not given.
 
     Raises:
         ValueError: the global batch size does not suit the workers or the pictures.
@@ -40,7 +51,7 @@ def build_train_loop_config(
             f"{train_ds.count()} training pictures do not fill one batch of {chosen.batch_size}: "
             "set TUTORIAL_BATCH_SIZE to a smaller number."
         )
-    mean, std = channel_statistics(train_ds)
+    mean, std = statistics or channel_statistics(train_ds)
     return {
         "num_epochs": chosen.epochs,
         "global_batch_size": chosen.batch_size,

@@ -31,15 +31,17 @@ def run_trial(
     train_ds: ray.data.Dataset,
     validation_ds: ray.data.Dataset,
     class_names: list[str],
+    statistics: tuple[list[float], list[float]],
     scaling_config: ScalingConfig,
     folder: str,
     chosen: settings.Settings,
 ) -> None:
     """Train once with `hyperparameters` in place of those in `chosen`; Tune runs this in a process of its own."""
     trial = replace(chosen, **hyperparameters)
+    workers = scaling_config.num_workers
     trainer = TorchTrainer(
         train_loop_ray_train_ray_data,
-        train_loop_config=build_train_loop_config(train_ds, class_names, scaling_config.num_workers, trial),
+        train_loop_config=build_train_loop_config(train_ds, class_names, workers, trial, statistics),
         scaling_config=scaling_config,
         run_config=RunConfig(
             storage_path=folder,
@@ -61,7 +63,8 @@ def build_tuner(space: dict[str, list], at_once: int, name: str, chosen: setting
         at_once: how many trials may run at a time.
         name: the search's folder below `tuning`, never used before.
         chosen: the settings that all trials share, among them `epochs`.
-        given: what `run_trial` is given besides: the datasets, class names and scaling of a trial.
+        given: what `run_trial` is given besides: the datasets, their class names and channel statistics, and the
+            scaling of a trial.
     """
     driver = tune.with_parameters(run_trial, folder=chosen.path("tuning", name), chosen=chosen, **given)
     return tune.Tuner(
@@ -251,7 +254,8 @@ def require_success(results: tune.ResultGrid, trials: int) -> None:
     for result in results:
         if result.error:
             reason = (str(result.error).strip().splitlines() or [repr(result.error)])[-1]
-            raise TuningError(f"The trial with {result.config} failed: {reason}") from result.error
+            cause = result.error if isinstance(result.error, BaseException) else None  # Tune may keep its text alone
+            raise TuningError(f"The trial with {result.config} failed: {reason}") from cause
     if not all((result.metrics or {}).get("done") for result in results):
         raise KeyboardInterrupt("the search was stopped; run the cell again, and a new one begins")
     whole = [result for result in results if result.metrics and "test_accuracy" in result.metrics]

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import ray
 from ray.train import Checkpoint, ScalingConfig
 
 from helpers import cluster, data, evaluation, settings, tuning
+from helpers.preprocessing import channel_statistics
 from helpers.splitting import hash_fraction, train_validation_split
 from helpers.training import evaluate
 
@@ -164,6 +166,7 @@ def search(chosen, parts, space, name):
         train_ds=training,
         validation_ds=validation,
         class_names=["dark", "light"],
+        statistics=channel_statistics(training),
         scaling_config=ONE_WORKER,
     )
 
@@ -219,3 +222,11 @@ def test_a_trial_that_fails_is_not_passed_over(chosen, parts, capsys):
     assert "trial 1  FAILED" in capsys.readouterr().out
     with pytest.raises(tuning.TuningError, match="'batch_size': 4096.*do not fill one batch of 4096"):
         tuning.require_success(failed, 1)
+
+
+def test_a_failure_of_which_only_the_text_was_kept_is_told_all_the_same():
+    failed = SimpleNamespace(
+        error="Traceback (most recent call last):\n  ...\nValueError: boom", config={"batch_size": 8}
+    )
+    with pytest.raises(tuning.TuningError, match="'batch_size': 8.*ValueError: boom"):
+        tuning.require_success([failed], 1)
