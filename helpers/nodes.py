@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from unittest import mock
 
 import psutil
 import ray
@@ -31,7 +32,7 @@ class Nodes:
             "health_check_timeout_ms": 1000,
             "health_check_failure_threshold": 2,
         }
-        with cluster.quiet():
+        with cluster.quiet(), cluster.without_dashboard(), _unannounced():
             self._cluster = Cluster(
                 initialize_head=True,
                 shutdown_at_exit=True,
@@ -53,12 +54,25 @@ class Nodes:
     def stop(self) -> None:
         """Disconnect from the nodes and end them all."""
         cluster.disconnect()
-        with cluster.quiet():
+        with cluster.quiet(), _unannounced():
             self._cluster.shutdown()
         del os.environ["RAY_ADDRESS"]
         if self._address_before is not None:
             os.environ["RAY_ADDRESS"] = self._address_before
         Nodes._running = None
+
+
+@contextlib.contextmanager
+def _unannounced():
+    """Leave the file alone that names the Ray last started by `ray start`: `Cluster` would write its own address there.
+
+    A lesson that is killed would leave the address of a dead Ray, which others then wait for.
+    """
+    with (
+        mock.patch("ray._private.utils.write_ray_address"),
+        mock.patch("ray._common.utils.reset_ray_address"),
+    ):
+        yield
 
 
 def lose_power() -> None:

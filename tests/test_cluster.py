@@ -7,7 +7,9 @@ import time
 
 import pytest
 import ray
+import ray.util.state
 from ray.train import ScalingConfig
+from ray.util.state.exception import ServerUnavailable
 
 from helpers import cluster, preflight, settings
 
@@ -42,6 +44,16 @@ def test_busy_cpus_get_another_sentence():
     finally:
         ray.kill(holder)
     cluster.require(ScalingConfig(num_workers=1))
+
+
+def test_what_runs_in_a_local_ray_asks_no_dashboard_least_of_all_another_rays():
+    @ray.remote
+    def ask():
+        ray.util.state.get_actor("0" * 32)
+
+    # ServerUnavailable is what the process that frees a dead run's CPUs expects; anything else ends it, or holds it up
+    with pytest.raises(ServerUnavailable, match="no-dashboard"):
+        ray.get(ask.remote())
 
 
 def test_an_address_where_nobody_answers():

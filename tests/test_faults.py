@@ -15,6 +15,7 @@ import jupyter_client
 import pytest
 import ray
 from conftest import ray_processes
+from ray._common.utils import get_ray_address_file
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from helpers import cluster, faults, nodes, settings
@@ -72,7 +73,8 @@ def test_a_killed_driver_is_gone_on_from(undisturbed):
 def test_a_killed_node_is_gone_on_without(undisturbed):
     # In a process of its own: the Ray that all tests share belongs to this one and would end with its connection.
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as another:
-        history, pages = another.submit(train_while_a_node_dies).result()
+        history, pages, announced = another.submit(train_while_a_node_dies).result()
+    assert len(announced) == 1, "a lesson that is killed would leave the address of a dead Ray as that of the newest"
     assert len({page["node"] for page in pages}) == 2, "training did not move to another node"
     steps = [page["step"] for page in pages]
     assert steps == [*range(1, 6), *range(4, 10)], "it should go on after step 3, the end of the first epoch"
@@ -82,14 +84,21 @@ def test_a_killed_node_is_gone_on_without(undisturbed):
     assert history[-1]["train_loss"] == pytest.approx(undisturbed[-1]["train_loss"], abs=0.5)
 
 
+def announced_ray():
+    file = Path(get_ray_address_file(None))
+    return file.read_text() if file.exists() else None
+
+
 def train_while_a_node_dies():
+    announced = {announced_ray()}
     machines = nodes.Nodes(2)
+    announced.add(announced_ray())
     try:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         diary = ray.remote(faults.Diary).options(num_cpus=0, scheduling_strategy=here).remote([5])
         two = ray.train.ScalingConfig(num_workers=2, placement_strategy="SPREAD")
         trainer = faults.build_short_trainer(faults.new_name(), 2, faults.with_faults(diary, nodes.lose_power), two)
-        return trainer.fit().return_value, ray.get(diary.read.remote())
+        return trainer.fit().return_value, ray.get(diary.read.remote()), announced
     finally:
         machines.stop()
 
