@@ -127,9 +127,14 @@ def new_name() -> str:
 
 
 def train_until_the_driver_dies(name: str) -> None:
-    """Start a run and kill this very process as soon as the run's first checkpoint is registered."""
+    """Start a run, with the actor of that name as its diary, and kill this very process after the first checkpoint.
+
+    Raises:
+        ValueError: the Ray that `RAY_ADDRESS` names has no such actor in the namespace `faults`.
+    """
     cluster.connect()
-    trainer = build_short_trainer(name, max_failures=0)
+    diary = ray.get_actor(name, namespace="faults")
+    trainer = build_short_trainer(name, max_failures=1, train_loop=with_faults(diary))
     threading.Thread(target=_die_after_the_first_checkpoint, args=(trainer.run_config,), daemon=True).start()
     trainer.fit()
 

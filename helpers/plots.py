@@ -175,7 +175,7 @@ def confusion_matrix(counts: np.ndarray, class_names: list[str]) -> Picture:
 
 
 def steps_over_time(pages: list[dict], steps_per_epoch: int) -> Picture:
-    """Draw which process took which training step when; a cross marks a process that was killed.
+    """Draw which process took which training step when; a cross marks a process that died.
 
     Args:
         pages: one dict a step with `time` in seconds, `process` id and `step`, in the order of time.
@@ -194,12 +194,12 @@ def steps_over_time(pages: list[dict], steps_per_epoch: int) -> Picture:
         axis.axhline(epoch * steps_per_epoch, color=GREY, linewidth=0.8, linestyle=":")
     axis.set_xlabel("seconds since the first step")
     axis.set_ylabel("training step")
-    axis.legend(frameon=False, loc="lower right")
+    axis.legend(frameon=False, loc="upper left")
     lives = ", then ".join(
         f"{steps[0]} to {steps[-1]}"
         for steps in ([page["step"] for page in pages if page["process"] == process] for process in processes)
     )
-    title = "Steps taken; × a worker is killed, dotted: a checkpoint"
+    title = "Steps taken; × a worker dies, dotted: a checkpoint"
     return _finish(figure, title, f"A line a process: steps {lives}")
 
 

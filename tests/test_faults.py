@@ -62,10 +62,14 @@ def test_without_failures_allowed_the_error_says_what_happened():
     ray.kill(diary)
 
 
-def test_a_killed_driver_is_gone_on_from(undisturbed):
+def test_a_killed_driver_is_gone_on_from_after_a_death_without_a_checkpoint_too(undisturbed):
     name = faults.new_name()
+    diary = ray.remote(faults.Diary).options(name=name, namespace="faults", num_cpus=0).remote([1])
     driver = subprocess.run([sys.executable, "-m", "helpers.faults", name], capture_output=True, text=True)
     assert driver.returncode == -signal.SIGKILL, driver.stderr
+    steps = [page["step"] for page in ray.get(diary.read.remote())]
+    ray.kill(diary)
+    assert steps[:5] == [1, *range(1, 4), 4][: len(steps)] and len(steps) >= 4, "no checkpoint: it should start over"
     resumed = faults.build_short_trainer(name, max_failures=0).fit()
     assert_same(resumed.return_value, undisturbed)
 
