@@ -24,7 +24,7 @@ from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from helpers import settings
+from helpers import settings, stock
 
 if TYPE_CHECKING:  # Ray Data's processes import this module and do without Ray Train, which takes a second to import
     from ray.train import ScalingConfig
@@ -50,9 +50,14 @@ def connect() -> None:
                     address="local",
                     num_cpus=logical_cpus(),
                     include_dashboard=False,
-                    # Ray would warn in the notebook about the processes that any training starts.
-                    _system_config={"worker_maximum_startup_concurrency": 64},
+                    _system_config={
+                        # Ray would warn in the notebook about the processes that any training starts.
+                        "worker_maximum_startup_concurrency": 64,
+                        # And it would start a process for each of the CPUs that it was told of, needed or not.
+                        "prestart_worker_first_driver": False,
+                    },
                 )
+            stock.order_for_data()
     _configure()
 
 
@@ -90,12 +95,19 @@ def shared():
         yield
         return
     connect()
+    stock.order_for_training(scaling_config().num_workers)
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     try:
         yield
     finally:
         del os.environ["RAY_ADDRESS"]
         disconnect()
+
+
+def replace_used(workers: int) -> None:
+    """Let the Ray that all notebooks share start processes in place of those that a `fit()` has used up."""
+    if os.environ.get("RAY_ADDRESS") and len(alive_nodes()) == 1 and on_one_machine():
+        stock.order_for_training(workers)
 
 
 def cores() -> int:

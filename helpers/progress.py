@@ -40,6 +40,8 @@ def shown(trainer):
     Raises:
         KeyboardInterrupt: the reader interrupted the cell; the run is given up.
     """
+    from helpers import cluster  # not above: Ray Train's controller imports this module and does without
+
     display = _Display(trainer)
     previous = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
     try:
@@ -50,6 +52,7 @@ def shown(trainer):
         display.stop()
         if previous is not None:
             signal.signal(signal.SIGINT, previous)  # `fit()` leaves its own handler behind
+        cluster.replace_used(display.workers)
 
 
 def _in_a_notebook() -> bool:

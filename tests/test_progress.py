@@ -6,11 +6,12 @@ import types
 
 import pytest
 
-from helpers import progress
+from helpers import cluster, progress
 
 
 @pytest.fixture
-def trainer(tmp_path):
+def trainer(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "replace_used", lambda workers: None)  # there is no run that uses up processes
     run = types.SimpleNamespace(storage_path=str(tmp_path), name="run")
     workers = types.SimpleNamespace(num_workers=1)
     return types.SimpleNamespace(run_config=run, scaling_config=workers, train_loop_config={"num_epochs": 2})
