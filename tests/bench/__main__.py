@@ -5,6 +5,7 @@ machine whose speed changes changes both; the others run one after the other. Wr
 """
 
 import argparse
+import contextlib
 import importlib
 import json
 import math
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 import summary
 import turns
@@ -57,14 +59,21 @@ def fit_programs(figures: dict, options, scratch: str, first: bool) -> None:
     figures["dataloader"] = beside_bare("baselines.dataloader", **size)
     figures["torchrun"] = beside_bare("baselines.ddp", processes=2, **size)
     figures["ours, cold"] = beside_bare("ours.fit", workers=1, **size)
-    with cluster.shared():
-        figures["ours"] = beside_bare("ours.fit", workers=1, **size)
-        figures["ours, 2 workers"] = beside_bare("ours.fit", workers=2, **size)
-        figures["limit"] = beside_bare("ours.limit", workers=1, **size)
-        figures["limit, 2 workers"] = beside_bare("ours.limit", workers=2, **size)
+    for workers, name in ((1, ""), (2, ", 2 workers")):
+        for kind, program in (("ours", "ours.fit"), ("limit", "ours.limit")):
+            with warm_ray(workers):
+                figures[kind + name] = beside_bare(program, workers=workers, **size)
     if first:
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
             figures["per row"] = beside_bare("baselines.per_row_fit", folder=folder, **size)
+
+
+@contextlib.contextmanager
+def warm_ray(workers: int):
+    """Keep Ray running, as `make lab` does for a reader who chose so many workers and has read a few lines."""
+    with mock.patch.dict(os.environ, TUTORIAL_WORKERS=str(workers)), cluster.shared():
+        time.sleep(15)
+        yield
 
 
 def data_programs(figures: dict, options, scratch: str, first: bool) -> None:
@@ -103,7 +112,8 @@ def beside_bare(program: str, processes: int = 1, **arguments) -> dict:
 
     Returns:
         Seconds for which the program had run: at each of the `moments` it returned, and in all, `process`; and those
-        that each of its `epochs` took. In `bare` the seconds that as many bare steps took: the `whole` of its epochs,
+        that each of its `epochs` and its `parts` took. How many processors its `background` kept busy, from CPU
+        seconds that it noted in pairs. In `bare` the seconds that as many bare steps took: the `whole` of its epochs,
         at the pace of its lifetime, and `epochs`, each at the pace of that very epoch; and bare `pictures` per second.
     """
     print(f"{program} {arguments} in turns with bare steps …", end=" ", flush=True)
@@ -119,6 +129,14 @@ def beside_bare(program: str, processes: int = 1, **arguments) -> dict:
     spans, per_epoch = figures.pop("spans"), rows // batch
     a_step = bare_clock.seconds_per_step(steps, steps[0], steps[-1])
     figures |= {name: clock.at(moment) for name, moment in figures.pop("moments", {}).items()}
+    figures["parts"] = {
+        name: sum(clock.at(end) - clock.at(begin) for begin, end in parts)
+        for name, parts in figures.pop("parts", {}).items()
+    }
+    if samples := figures.pop("background", []):
+        pairs = list(zip(samples[::2], samples[1::2], strict=True))
+        ran = sum(clock.at(end) - clock.at(begin) for (begin, _), (end, _) in pairs)
+        figures["background"] = sum(after - before for (_, before), (_, after) in pairs) / ran
     figures["process"] = clock.at(math.inf)
     figures["epochs"] = [clock.at(end) - clock.at(begin) for begin, end in spans]
     figures["bare"] = {

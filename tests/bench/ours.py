@@ -6,6 +6,7 @@ import tempfile
 import time
 
 import memory
+import psutil
 import pyarrow.parquet as pq
 import ray.data
 import ray.train
@@ -32,19 +33,32 @@ def _storage_with(rows: int, **choices) -> settings.Settings:
 
 
 def timed_loop(config: dict) -> dict:
-    """Run the lesson's train loop unchanged, noting when it stepped and when it reported."""
-    times = {"started": time.time(), "steps": [], "last_steps": [], "reported": []}
-    register_optimizer_step_post_hook(lambda *_: times["steps"].append(time.time()))
+    """Run the lesson's train loop unchanged, noting when it stepped and reported and what Ray did beside it."""
+    times = {"started": time.time(), "steps": [], "last_steps": [], "reported": [], "background": []}
     report = ray.train.report
+
+    def after_each_step(*_):
+        times["steps"].append(time.time())
+        if len(times["steps"]) % config["steps_per_epoch"] in (0, 1):  # an epoch's last or first
+            times["background"].append((time.time(), background()))
 
     def timed_report(*arguments, **named):
         times["last_steps"].append(times["steps"][-1])
         report(*arguments, **named)
         times["reported"].append(time.time())
 
+    register_optimizer_step_post_hook(after_each_step)
     ray.train.report = timed_report
     train_loop_ray_train_ray_data(config)
     return times
+
+
+def background() -> float:
+    """The CPU seconds that this worker's raylet and all other processes it started have used."""
+    worker = psutil.Process()
+    raylet = worker.parent()
+    others = [process for process in [raylet, *raylet.children(recursive=True)] if process != worker]
+    return sum(sum(process.cpu_times()[:2]) for process in others)
 
 
 def fit(rows: int, epochs: int, batch: int, workers: int) -> dict:
@@ -61,12 +75,21 @@ def fit(rows: int, epochs: int, batch: int, workers: int) -> dict:
     times = run.fit().return_value
     moments |= {"end": time.time(), "train_function": times["started"], "first_step": times["steps"][0]}
     begins = [times["started"], *times["reported"]]
-    return {"moments": moments, "spans": list(zip(begins, times["last_steps"], strict=False))}
+    parts = {
+        "start": [(moments["fit"], times["started"])],
+        "training": list(zip(begins, times["last_steps"], strict=False)),
+        "evaluation": list(zip(times["last_steps"], times["reported"], strict=True)),
+        "end": [(times["reported"][-1], moments["end"])],
+    }
+    return {"moments": moments, "spans": parts["training"], "parts": parts, "background": times["background"]}
 
 
 def bare_in_worker(config: dict) -> dict:
     """Run the bare loop as a train function: no pictures to fetch, no evaluation, no checkpoint, no report."""
-    return {"train_function": time.time(), "steps": list(bare(**config))}
+    started, steps = time.time(), bare(**config)
+    first, before = next(steps), background()
+    steps = [first, *steps]
+    return {"train_function": started, "steps": steps, "background": [(first, before), (steps[-1], background())]}
 
 
 def limit(rows: int, epochs: int, batch: int, workers: int) -> dict:
@@ -82,7 +105,8 @@ def limit(rows: int, epochs: int, batch: int, workers: int) -> dict:
         ).fit()
         moments = {"fit": start, "end": time.time(), "train_function": result.return_value["train_function"]}
     ends = result.return_value["steps"][:: rows // batch]
-    return {"moments": moments, "spans": list(itertools.pairwise(ends))}
+    noted = result.return_value["background"]
+    return {"moments": moments, "spans": list(itertools.pairwise(ends)), "background": noted}
 
 
 def ingest(rows: int, epochs: int, batch: int) -> dict:

@@ -4,6 +4,13 @@ from statistics import median
 
 import matplotlib.pyplot as plt
 
+PARTS = {
+    "start": "start of the processes",
+    "training": "training, with the wait for first batches and with Ray's other processes beside it",
+    "evaluation": "evaluation, checkpoints and reports, which the bare steps do without",
+    "end": "end of the processes",
+}
+
 
 def write(rounds: list[dict], options: dict, folder) -> None:
     """Write `bench.md` and `bench.png` into `folder` from what all rounds measured."""
@@ -61,6 +68,13 @@ def _rows(rounds: list[dict]):
     yield row("limit: `fit()` around the bare loop ÷ bare steps", whole("limit"))
     yield row("whole `fit()`, Ray warm ÷ that limit", lambda one: whole("ours")(one) / whole("limit")(one))
     yield row("limit: the same, 2 workers", whole("limit, 2 workers"))
+    for part, named in PARTS.items():
+        yield row(
+            f"of `fit()`, Ray warm: {named} ÷ bare steps",
+            lambda one, part=part: one["ours"]["parts"][part] / one["ours"]["bare"]["whole"],
+        )
+    yield row("processors kept busy by Ray's other processes in training", lambda one: one["ours"]["background"])
+    yield row("the same around the bare loop", lambda one: one["limit"]["background"])
     yield row("from `fit()` to the train function, limit", seconds("limit", "train_function"), 1, " s")
     yield row("from `fit()` to the train function, Ray warm", seconds("ours", "train_function"), 1, " s")
     yield row("from `fit()` to the first step, Ray warm", seconds("ours", "first_step"), 1, " s")
