@@ -137,8 +137,9 @@ def on_one_machine() -> bool:
 def scaling_config(chosen: settings.Settings | None = None) -> "ScalingConfig":
     """Return workers and resources for training that suit what Ray has, or what the reader chose.
 
-    With GPUs: one worker a GPU. On a cluster without: one a machine. On a single machine without: one for every two
-    cores, four at most, since a worker alone on one core spends more on communicating than a second one gains.
+    With GPUs: one worker a GPU. On a cluster without: one on each machine, with all its CPUs but one, which reads. On a
+    single machine without: one for every two cores, four at most, since a worker alone on one core spends more on
+    communicating than a second one gains.
     """
     from ray.train import ScalingConfig
 
@@ -147,7 +148,11 @@ def scaling_config(chosen: settings.Settings | None = None) -> "ScalingConfig":
     if gpus:
         return ScalingConfig(num_workers=chosen.workers or gpus, use_gpu=True)
     if not on_one_machine():
-        return ScalingConfig(num_workers=chosen.workers or len(alive_nodes()))
+        if chosen.workers:
+            return ScalingConfig(num_workers=chosen.workers)
+        cpus = [int(node["Resources"]["CPU"]) for node in alive_nodes() if node["Resources"].get("CPU")]
+        each = {"CPU": max(1, min(cpus) - 1)}
+        return ScalingConfig(num_workers=len(cpus), resources_per_worker=each, placement_strategy="SPREAD")
     workers = chosen.workers or min(4, max(1, cores() // 2))
     return ScalingConfig(num_workers=workers, resources_per_worker={"CPU": max(1, cores() // workers)})
 

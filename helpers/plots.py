@@ -194,7 +194,7 @@ def steps_over_time(pages: list[dict], steps_per_epoch: int) -> Picture:
         axis.axhline(epoch * steps_per_epoch, color=GREY, linewidth=0.8, linestyle=":")
     axis.set_xlabel("seconds since the first step")
     axis.set_ylabel("training step")
-    axis.legend(frameon=False, loc="upper left")
+    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     lives = ", then ".join(
         f"{steps[0]} to {steps[-1]}"
         for steps in ([page["step"] for page in pages if page["process"] == process] for process in processes)
@@ -235,7 +235,8 @@ def trials_over_epochs(trials: list[dict], num_epochs: int) -> Picture:
         epochs = range(1, len(trial["accuracy"]) + 1)
         axis.plot(epochs, trial["accuracy"], ("o-", "s--")[place // 4 % 2], color=colour, label=trial["label"])
         if trial["stopped"]:
-            axis.plot(epochs[-1], trial["accuracy"][-1], "x", color=colour, markersize=13, markeredgewidth=3)
+            # Smaller and smaller, so that none hides another where several were stopped at about the same place.
+            axis.plot(epochs[-1], trial["accuracy"][-1], "x", color=colour, markersize=16 - 3 * (place % 4), mew=2)
     axis.set_xlim(0.8, num_epochs + 0.2)
     axis.set_xticks(range(1, num_epochs + 1, max(1, num_epochs // 10)))
     axis.set_ylim(0, 1.02)

@@ -48,11 +48,12 @@ def shown(trainer):
         yield display
     except SystemExit:  # what `fit()` makes of an interrupt
         raise KeyboardInterrupt("training was stopped; run the cell again, and a new run begins") from None
+    else:
+        cluster.replace_used(display.workers)
     finally:
         display.stop()
         if previous is not None:
             signal.signal(signal.SIGINT, previous)  # `fit()` leaves its own handler behind
-        cluster.replace_used(display.workers)
 
 
 def _in_a_notebook() -> bool:

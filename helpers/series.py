@@ -81,6 +81,7 @@ def _execute(lesson: Path) -> str | None:
         timeout=1800,
         resources={"metadata": {"path": str(lesson.parent)}},
         extra_arguments=["--IPKernelApp.log_level=ERROR"],  # or each kernel warns about its local port
+        coalesce_streams=True,  # or lines of one table are as many outputs as were flushed
     )
     try:
         client.execute()

@@ -115,9 +115,9 @@ class PrintReports(tune.Callback):
         self._print(trial, f"epoch {done}/{self.epochs}  validation accuracy {accuracy:.3f}")
 
     def on_trial_complete(self, trial, **_):
-        """Say that the scheduler stopped a trial before its last epoch."""
-        if trial.last_result.get("training_iteration", self.epochs) < self.epochs:
-            self._print(trial, "stopped")
+        """Say whether a trial came to its last epoch or was stopped by the scheduler."""
+        whole = trial.last_result.get("training_iteration", self.epochs) >= self.epochs
+        self._print(trial, "finished" if whole else "stopped")
 
     def on_trial_error(self, trial, **_):
         """Say that a trial failed."""

@@ -23,6 +23,16 @@ def test_the_reader_chooses_the_workers():
     assert cluster.scaling_config(settings.Settings(workers=3)).num_workers == 3
 
 
+def test_a_cluster_without_gpus_gets_a_worker_on_each_machine_that_computes(monkeypatch):
+    machines = [{"Resources": {"CPU": 8.0}}, {"Resources": {"CPU": 4.0}}, {"Resources": {"memory": 1.0}}]
+    monkeypatch.setattr(cluster, "on_one_machine", lambda: False)
+    monkeypatch.setattr(cluster, "alive_nodes", lambda: machines)
+    scaling = cluster.scaling_config(settings.Settings())
+    assert (scaling.num_workers, scaling.placement_strategy) == (2, "SPREAD")
+    assert scaling.resources_per_worker == {"CPU": 3}, "one CPU of the smaller machine should be left for reading"
+    assert cluster.scaling_config(settings.Settings(workers=5)).total_resources["CPU"] == 5
+
+
 def test_more_than_there_is_gets_a_quick_sentence():
     start = time.monotonic()
     with pytest.raises(cluster.ClusterError, match="2 workers need 2 GPU, and this Ray has 0: set TUTORIAL_WORKERS"):

@@ -82,10 +82,11 @@ def test_imports_run_one_way():
         visit(room, [])
 
 
-def test_data_processes_do_without_torch():
-    """Ray's data and dataset-manager processes import these rooms; torch would cost each of them seconds."""
-    code = "import sys, helpers.preprocessing, helpers.sharding, helpers.splitting; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+def test_rays_processes_do_without_what_only_the_driver_or_the_workers_need():
+    """Data, controller and dataset-manager processes import these rooms; torch would cost each of them seconds."""
+    rooms = "cluster, preprocessing, progress, sharding, splitting"
+    code = f"import sys; from helpers import {rooms}; print({{'torch', 'grpc'}} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
 
 def test_a_failing_lesson_is_reported(tmp_path, monkeypatch):

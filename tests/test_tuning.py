@@ -195,6 +195,14 @@ def test_the_hopeless_trial_is_stopped_early(results):
     assert reports == {0.02: 2, 1e-6: 1}
 
 
+def test_the_log_says_how_each_trial_ended(capsys):
+    log = tuning.PrintReports(epochs=3)
+    for number, epochs in enumerate((3, 1)):
+        log.on_trial_complete(SimpleNamespace(trial_id=f"x_{number:05d}", last_result={"training_iteration": epochs}))
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("trial 1  finished") and second.endswith("trial 2  stopped")
+
+
 def test_the_best_checkpoint_gives_what_was_reported_on_the_validation_pictures(results, parts):
     best = results.get_best_result()
     assert best.config == {"learning_rate": 0.02}
