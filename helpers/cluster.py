@@ -30,6 +30,9 @@ if TYPE_CHECKING:  # Ray Data's processes import this module and do without Ray 
     from ray.train import ScalingConfig
 
 
+_job_with_readers: str | None = None
+
+
 class ClusterError(RuntimeError):
     """Ray can't be reached or can't give what was asked for; the message says what to do."""
 
@@ -106,8 +109,12 @@ def shared():
 
 def replace_used(workers: int) -> None:
     """Let the Ray that all notebooks share start processes in place of those that a `fit()` has used up."""
+    global _job_with_readers
     if os.environ.get("RAY_ADDRESS") and len(alive_nodes()) == 1 and on_one_machine():
-        stock.order_for_training(workers)
+        job = ray.get_runtime_context().get_job_id()
+        # Those that read for a notebook go on to do so for its next `fit()`: they are used up once.
+        stock.order_for_training(workers, readers=0 if job == _job_with_readers else stock.READERS)
+        _job_with_readers = job
 
 
 def cores() -> int:

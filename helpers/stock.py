@@ -14,16 +14,14 @@ from ray.runtime_env import RuntimeEnv
 KEEP_SECONDS = 4 * 3600  # a workshop; what is left after that, Ray may end
 READERS = 2  # processes that run data tasks: what two cores keep busy, and enough to begin with on more
 
-_readers_in_use = False
-
 
 def order_for_data() -> None:
     """Order what a notebook needs to read a dataset: two tasks, and the two actors that Ray Data always has."""
     _order("{}", READERS + 2)
 
 
-def order_for_training(workers: int) -> None:
-    """Order what the next `fit()` with so many workers needs, after the first of this process without its readers.
+def order_for_training(workers: int, readers: int = READERS) -> None:
+    """Order what a `fit()` with so many workers needs, and as many processes that read for it.
 
     Its controller starts a process each that removes what a dead run had reserved, that lets workers wait for each
     other and that hands out datasets; two that split the datasets `train` and `test`, if there are several workers to
@@ -35,9 +33,6 @@ def order_for_training(workers: int) -> None:
         get_env_vars_to_propagate,
     )
 
-    global _readers_in_use
-    readers = 0 if _readers_in_use else READERS
-    _readers_in_use = True
     variables = get_env_vars_to_propagate()
     variables.setdefault(RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR, DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE)
     # Ray compares letter by letter. A driver writes the variables with spaces between them, and what inherits them

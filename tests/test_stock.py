@@ -12,7 +12,7 @@ import ray
 from conftest import ray_processes
 from ray.train import ScalingConfig
 
-from helpers import faults, stock
+from helpers import cluster, faults, stock
 from helpers.training import train_loop_ray_train_ray_data
 
 
@@ -25,10 +25,9 @@ def children_of(notebook) -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_fit_finds_its_processes_waiting(workers, monkeypatch):
+def test_fit_finds_its_processes_waiting(workers):
     scaling_config = ScalingConfig(num_workers=workers)
     trainer = faults.build_short_trainer(faults.new_name(), 0, scaling_config=scaling_config, num_epochs=1)
-    monkeypatch.setattr(stock, "_readers_in_use", False)
     before = waiting()
     stock.order_for_training(workers)
     deadline = time.monotonic() + 60
@@ -67,6 +66,18 @@ def test_a_machine_with_many_cores_starts_no_process_for_each_of_them():
         workers = [title for title in started if "ray::IDLE" in title or "_worker.py" in title]
         notebook.communicate(b"\n")
     assert len(workers) == stock.READERS + 2
+
+
+def test_what_a_fit_used_up_is_replaced_its_readers_once_a_notebook(monkeypatch):
+    orders = []
+    monkeypatch.setattr(stock, "order_for_training", lambda workers, readers: orders.append((workers, readers)))
+    monkeypatch.setattr(cluster, "_job_with_readers", None)
+    cluster.replace_used(1)
+    cluster.replace_used(2)
+    assert orders == [(1, stock.READERS), (2, 0)]
+    monkeypatch.delenv("RAY_ADDRESS")  # a Ray that ends with its notebook
+    cluster.replace_used(1)
+    assert len(orders) == 2
 
 
 def test_without_the_service_there_is_no_stock_and_no_error(monkeypatch):
