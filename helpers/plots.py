@@ -236,7 +236,7 @@ def trials_over_epochs(trials: list[dict], num_epochs: int) -> Picture:
         axis.plot(epochs, trial["accuracy"], ("o-", "s--")[place // 4 % 2], color=colour, label=trial["label"])
         if trial["stopped"]:
             # Smaller and smaller, so that none hides another where several were stopped at about the same place.
-            axis.plot(epochs[-1], trial["accuracy"][-1], "x", color=colour, markersize=16 - 3 * (place % 4), mew=2)
+            axis.plot(epochs[-1], trial["accuracy"][-1], "x", color=colour, markersize=20 - 3 * (place % 4), mew=2)
     axis.set_xlim(0.8, num_epochs + 0.2)
     axis.set_xticks(range(1, num_epochs + 1, max(1, num_epochs // 10)))
     axis.set_ylim(0, 1.02)
