@@ -16,8 +16,8 @@ from helpers import cluster, faults, stock
 from helpers.training import train_loop_ray_train_ray_data
 
 
-def waiting() -> int:
-    return sum("ray::IDLE" in process.info["cmdline"] for process in ray_processes())
+def waiting(since: float) -> int:
+    return sum("ray::IDLE" in one.info["cmdline"] and one.create_time() > since for one in ray_processes())
 
 
 def children_of(notebook) -> list[psutil.Process]:
@@ -28,10 +28,10 @@ def children_of(notebook) -> list[psutil.Process]:
 def test_fit_finds_its_processes_waiting(workers):
     scaling_config = ScalingConfig(num_workers=workers)
     trainer = faults.build_short_trainer(faults.new_name(), 0, scaling_config=scaling_config, num_epochs=1)
-    before = waiting()
+    ordered = time.time() - 0.1  # a process's start is known to a hundredth of a second
     stock.order_for_training(workers)
     deadline = time.monotonic() + 60
-    while waiting() < before + {1: 7, 2: 10}[workers]:
+    while waiting(since=ordered) < {1: 7, 2: 10}[workers]:
         assert time.monotonic() < deadline, "the stock never came"
         time.sleep(0.2)
     start = time.time()
