@@ -1,41 +1,35 @@
-# run · lab · site · test · bench · kit … each target first makes .venv if it is missing or older than what it is
-# made from.
+# Every target first makes .venv if it is missing or older than pyproject.toml or constraints.txt.
 
 PYTHON ?= python3
 # TORCH=cpu installs PyTorch's CPU build, without the CUDA libraries.
 TORCH ?=
-ifeq ($(TORCH),cpu)
-TORCH_OPTIONS := --extra-index-url https://download.pytorch.org/whl/cpu
-TORCH_SUFFIX := +cpu
-endif
-# WHEELS=folder installs from a kit's wheels, without network; a series that lies in a kit finds them by itself.
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+# WHEELS=folder installs from a kit's wheels, without network. In a kit they are found by themselves.
 WHEELS ?= $(if $(wildcard ../START.md),$(wildcard ../wheels))
 override WHEELS := $(patsubst ~/%,$(HOME)/%,$(WHEELS))
 LAPTOP = $$($(PYTHON) -c 'from platform import *; print("-".join([system(), machine(), python_version()]).lower().rpartition(".")[0])')
-
-VENV := .venv
-BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-STAMP := $(VENV)/.complete
-SITE_STAMP := $(VENV)/.site-complete
-
-# make kit: where to, and for which laptops; this kind when not said.
+# make kit: the folder to write, and the kinds of laptop; this kind by default.
 KIT ?= kit
 FOR ?=
 
-.PHONY: run lab site test bench kit lint setup clean distclean help
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+STAMP := .venv/.complete
+
+.PHONY: help setup run lab site test bench kit lint clean distclean
 
 help:
-	@echo "make run        set up, run all lessons, write report/index.html"
-	@echo "make lab        set up, open JupyterLab on the lessons"
-	@echo "make site       make report/site/index.html: the lessons as they were run, with search, to read offline"
-	@echo "make test       set up, run the tests (lessons included)"
-	@echo "make bench      set up, measure the series beside the usual ways; write report/bench.md (two to three hours)"
-	@echo "make kit        set up, write the folder kit/ from which laptops are set up without network; for several kinds:"
+	@echo "make run        run all lessons, build the report: report/index.html"
+	@echo "make lab        open JupyterLab on the lessons"
+	@echo "make site       build the report again from the lessons as they were last run"
+	@echo "make test       run all tests, lessons included"
+	@echo "make bench      compare the series with the usual ways to train: report/bench.md (two to three hours)"
+	@echo '                or shorter: make bench BENCH="--only fit --images 2000 --repeats 1"'
+	@echo "make kit        write the folder kit/, from which laptops are set up without network; for several kinds:"
 	@echo '                make kit FOR="linux-x86_64-3.11 darwin-arm64-3.12" KIT=/path/to/a/stick/kit'
-	@echo "make lint       set up, check style and that notebooks have no outputs"
-	@echo "make clean      forget choices, prepared data, runs and the report; keep .venv and a downloaded archive"
-	@echo "make distclean  make clean, and remove .venv and all of storage/"
+	@echo "make lint       check the style, and that notebooks have no outputs"
+	@echo "make clean      delete choices, prepared data, runs and the report; keep .venv and a downloaded archive"
+	@echo "make distclean  make clean, and delete .venv and all of storage/"
 
 setup: $(STAMP)
 
@@ -43,62 +37,44 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 	  { echo "Python 3.11, 3.12 or 3.13 is needed; this is $$($(PYTHON) --version). Name one: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
 ifneq ($(WHEELS),)
-	@[ -f '$(WHEELS)'/$(LAPTOP).txt ] || { echo "$(WHEELS) has no wheels for $(LAPTOP), which this is, only for:" \
+	@[ -f '$(WHEELS)'/$(LAPTOP).txt ] || { echo "$(WHEELS) has no wheels for $(LAPTOP), only for:" \
 	  $$(ls '$(WHEELS)' | sed -n 's/\.txt$$//p')". Another Python: make $(MAKECMDGOALS) PYTHON=python3.11; with network: WHEELS="; exit 1; }
-	@echo "Setting up $(VENV) from $(WHEELS), without network."
+	@echo "Setting up .venv from $(WHEELS), without network."
 else
-	@echo "Setting up $(VENV): about 2.5 minutes on a fast line. On Linux it downloads 3.2 GB, most of it the CUDA"
-	@echo "libraries of PyTorch, and takes 6.6 GB of disk; TORCH=cpu leaves those libraries out."
+	@echo "Setting up .venv: about 2.5 minutes on a fast line. Linux: 3.2 GB to download, 6.6 GB of disk; less with TORCH=cpu."
 endif
-	@$(PYTHON) -m venv $(VENV) || { echo "Could not make $(VENV): on Debian or Ubuntu, apt install python3-venv."; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo "Could not make .venv: on Debian or Ubuntu, apt install python3-venv."; exit 1; }
 ifneq ($(WHEELS),)
 	@$(INSTALL) --no-index --find-links '$(WHEELS)' --require-hashes -r '$(WHEELS)'/$(LAPTOP).txt
 	@$(INSTALL) --no-index --no-deps --no-build-isolation -e .
 else
-	@[ -z "$(TORCH_SUFFIX)" ] || $(INSTALL) $(TORCH_OPTIONS) \
-	  $$(sed -n 's/^\(torch\(vision\)\{0,1\}==[^ ]*\).*/\1$(TORCH_SUFFIX)/p' constraints.txt)
+	@[ "$(TORCH)" != cpu ] || $(INSTALL) --extra-index-url $(CPU_INDEX) \
+	  $$(sed -n 's/^\(torch\(vision\)\{0,1\}==[^ ]*\).*/\1+cpu/p' constraints.txt)
 	@$(INSTALL) -c constraints.txt -e '.[test]'
 endif
 	@touch $@
 
 run: $(STAMP)
-	@$(BIN)/python -m helpers.series
-
+	@$(BIN)/python tools/run_lessons.py
 lab: $(STAMP)
-	@$(BIN)/python -m helpers.series lab
-
-# Only a report that is not there is made first: it takes minutes, so a newer one is for the reader to ask for.
-site: $(SITE_STAMP) report/index.html
-	@$(BIN)/python -m helpers.site
-
-# A kit's wheels have the builder in them.
-$(SITE_STAMP): $(STAMP)
-ifeq ($(WHEELS),)
-	@echo "Adding the site's builder to $(VENV): 12 MB to download."
-	@$(INSTALL) -c constraints.txt -e '.[site]'
-endif
-	@touch $@
-
-report/index.html: | $(SITE_STAMP)
-	@$(BIN)/python -m helpers.series
-
+	@$(BIN)/python tools/run_lessons.py lab
+site: $(STAMP)
+	@$(BIN)/python tools/build_site.py
 test: $(STAMP)
 	@$(BIN)/python -m pytest
-
 bench: $(STAMP)
-	@$(BIN)/python tests/bench $(BENCH)
-
+	@$(BIN)/python tools/bench $(BENCH)
 kit: $(STAMP)
-	@$(BIN)/python -m helpers.kit '$(KIT)' $(if $(FOR),--for $(FOR)) $(if $(TORCH),--torch '$(TORCH)')
+	@$(BIN)/python tools/make_kit.py '$(KIT)' $(if $(FOR),--for $(FOR)) $(if $(TORCH),--torch '$(TORCH)')
 
 lint: $(STAMP)
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check helpers tests && $(BIN)/nbstripout --verify notebooks/*.ipynb
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check helpers tools tests && $(BIN)/nbstripout --verify notebooks/*.ipynb
 
 clean:
 	@rm -rf report storage/runs storage/tuning storage/settings.json .pytest_cache .ruff_cache *.egg-info
 	@[ ! -d storage/data ] || find storage/data -mindepth 1 -maxdepth 1 -type d -exec rm -rf {} +
-	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
-	@echo "Clean: choices, prepared data, runs and report are gone."
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	@echo "Clean: choices, prepared data, runs and report are deleted."
 
 distclean: clean
-	@rm -rf $(VENV) storage
+	@rm -rf .venv storage

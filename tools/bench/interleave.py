@@ -1,7 +1,7 @@
-"""Two programs at once that never run at the same moment: a few seconds each in turn, the other one stopped.
+"""Two programs that take turns: each runs for a few seconds while the other one is stopped.
 
-A machine that is shared with others can be a quarter faster in one minute than in the next. In turns both programs
-get the fast and the slow minutes alike, and their ratio is theirs, not the machine's.
+A machine that is shared with others can be a quarter faster in one minute than in the next. With turns, both programs
+get the fast and the slow minutes alike, so their ratio does not depend on the machine's load.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import time
 import numpy as np
 import psutil
 
-SECONDS = 3  # a turn: long beside the milliseconds of a change, short beside Ray's patience with a silent process
+SECONDS = 3  # of a turn: long compared with the milliseconds of a change, short compared with Ray's timeouts
 
 
 class Clock:
@@ -26,33 +26,36 @@ class Clock:
         return sum(max(0.0, min(end, moment) - begin) for begin, end in self.turns)
 
     def seconds_per_step(self, steps: list[float], begin: float, end: float) -> float:
-        """What a step cost the program between `begin` and `end`, when `steps` are the moments at which one ended.
+        """What a step cost the program between `begin` and `end`; `steps` are the moments at which a step ended.
 
         Raises:
-            ValueError: there is less than one step between them.
+            ValueError: less than one step lies between them.
         """
         ends = [self.at(step) for step in steps]
         begin, end = max(self.at(begin), ends[0]), min(self.at(end), ends[-1])
         first, last = np.interp([begin, end], ends, range(len(ends)))
         if last - first < 1:
-            raise ValueError("the program was too short to compare, less than one step: take more --rows")
+            raise ValueError("the program was too short to compare, less than one step: take more --images")
         return float((end - begin) / (last - first))
 
 
 def run(endless: subprocess.Popen, program: subprocess.Popen) -> tuple[Clock, Clock]:
-    """Let both run in turns until `program` ends, then terminate the endless one, which prints its figures.
+    """Let both run in turns until `program` ends, then terminate `endless`, which prints its figures.
 
-    What else this process has started, a Ray say, runs in the turns of `program`.
+    Everything else that this process has started, such as a Ray, runs in the turns of `program`.
+
+    Returns:
+        The clocks of `endless` and of `program`.
 
     Raises:
-        ChildProcessError: the endless program ended by itself, and `program` was killed.
+        ChildProcessError: `endless` ended by itself; `program` was killed.
     """
     clocks = {endless: Clock(), program: Clock()}
     try:
-        _stop(lambda: _others(endless))
+        _stop(lambda: _all_but(endless))
         while program.poll() is None and endless.poll() is None:
             _turn(endless, clocks[endless], lambda: _tree(endless))
-            _turn(program, clocks[program], lambda: _others(endless))
+            _turn(program, clocks[program], lambda: _all_but(endless))
         if program.poll() is None:
             raise ChildProcessError(f"{endless.args} ended first")
     finally:
@@ -75,7 +78,7 @@ def _turn(program: subprocess.Popen, clock: Clock, processes) -> None:
 
 
 def _stop(processes) -> None:
-    """Stop what `processes` lists, and what started meanwhile."""
+    """Stop what `processes` lists, and what those start until they are stopped."""
     stopped = set()
     while started := [process for process in processes() if process not in stopped]:
         _send(signal.SIGSTOP, started)
@@ -90,9 +93,9 @@ def _tree(program: subprocess.Popen) -> list[psutil.Process]:
         return []
 
 
-def _others(program: subprocess.Popen) -> list[psutil.Process]:
-    mine = set(_tree(program))
-    return [process for process in psutil.Process().children(recursive=True) if process not in mine]
+def _all_but(program: subprocess.Popen) -> list[psutil.Process]:
+    tree = set(_tree(program))
+    return [process for process in psutil.Process().children(recursive=True) if process not in tree]
 
 
 def _send(number: int, processes: list[psutil.Process]) -> None:

@@ -1,7 +1,7 @@
-"""`make bench`: the series beside what a reader would use instead, as ratios measured in one run.
+"""`make bench`: the series compared with the usual ways to train, as ratios measured in one run.
 
-Every program is a process of its own. One that trains runs in turns with bare steps, a few seconds each, so that a
-machine whose speed changes changes both; the others run one after the other. Writes report/bench.md and bench.png.
+Every program is a process of its own. A program that trains takes turns with bare steps, a few seconds each, so that a
+machine whose speed changes changes both. The others run one after the other. Writes report/bench.md and bench.png.
 """
 
 import argparse
@@ -15,13 +15,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from unittest import mock
 
+import interleave
 import summary
-import turns
-from pictures import write_jpegs
-
 from helpers import cluster, settings
+from images import write_jpegs
 
 HERE = Path(__file__).resolve().parent
 REPORT = settings.PROJECT / "report"
@@ -31,8 +29,8 @@ MARK = "measured: "
 def main() -> None:
     """Read the options, measure round by round, and write the report after each."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--repeats", type=int, default=3, help="rounds; the per-row recipe runs in the first alone")
-    parser.add_argument("--rows", type=int, default=6000, help="pictures to train on")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds; the per-row recipe runs only in the first")
+    parser.add_argument("--images", type=int, default=6000, help="how many to train on; fewer take less time")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--only", choices=["fit", "data", "stream"], help="measure one group of programs")
     options = parser.parse_args()
@@ -42,8 +40,7 @@ def main() -> None:
     REPORT.mkdir(exist_ok=True)
     rounds = []
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
-        os.environ["TMPDIR"] = scratch  # what a measured program leaves behind goes with it
-        write_jpegs(f"{scratch}/jpegs", train=9000, test=1000)
+        os.environ["TMPDIR"] = scratch  # what a measured program leaves behind is deleted with it
         for number in range(options.repeats):
             rounds.append({})
             for group in groups.values():
@@ -54,48 +51,55 @@ def main() -> None:
 
 
 def fit_programs(figures: dict, options, scratch: str, first: bool) -> None:
-    """Train in turns with bare steps: without Ray, with ours, and once with the per-row recipe."""
-    size = {"rows": options.rows, "epochs": options.epochs, "batch": 64}
-    figures["dataloader"] = beside_bare("baselines.dataloader", **size)
-    figures["torchrun"] = beside_bare("baselines.ddp", processes=2, **size)
-    figures["ours, cold"] = beside_bare("ours.fit", workers=1, **size)
+    """Train in turns with bare steps: without Ray, with the series, and once with the per-row recipe."""
+    size = {"images": options.images, "epochs": options.epochs, "batch": 64}
+    figures["dataloader"] = versus_bare_loop("baselines.dataloader", **size)
+    figures["torchrun"] = versus_bare_loop("baselines.ddp", processes=2, **size)
+    figures["series, cold"] = versus_bare_loop("ray_pipeline.fit", workers=1, **size)
     for workers, name in ((1, ""), (2, ", 2 workers")):
-        for kind, program in (("ours", "ours.fit"), ("limit", "ours.limit")):
+        for kind, program in (("series", "ray_pipeline.fit"), ("overhead", "ray_pipeline.fit_overhead")):
             with warm_ray(workers):
-                figures[kind + name] = beside_bare(program, workers=workers, **size)
+                figures[kind + name] = versus_bare_loop(program, workers=workers, **size)
     if first:
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
-            figures["per row"] = beside_bare("baselines.per_row_fit", folder=folder, **size)
+            figures["per row"] = versus_bare_loop("baselines.per_row_fit", folder=folder, **size)
 
 
 @contextlib.contextmanager
 def warm_ray(workers: int):
-    """Keep Ray running, as `make lab` does for a reader who chose so many workers and has read a few lines."""
-    with mock.patch.dict(os.environ, TUTORIAL_WORKERS=str(workers)), cluster.shared():
-        time.sleep(15)
-        yield
+    """Keep Ray running, as `make lab` does for a learner who chose so many workers and has read for a moment."""
+    before = os.environ.get("TUTORIAL_WORKERS", "")
+    os.environ["TUTORIAL_WORKERS"] = str(workers)
+    try:
+        with cluster.shared_ray():
+            time.sleep(15)
+            yield
+    finally:
+        os.environ["TUTORIAL_WORKERS"] = before  # an empty one counts as none
 
 
 def data_programs(figures: dict, options, scratch: str, first: bool) -> None:
-    """Write, read and prepare pictures, without training."""
-    size = {"rows": 20000, "epochs": 4, "batch": 64}
-    figures["write"] = measure("ours.write", rows=20000)
+    """Write, read and prepare images, without training."""
+    size, jpegs = {"images": 20000, "epochs": 4, "batch": 64}, f"{scratch}/jpegs"
+    if first:
+        write_jpegs(jpegs, train=9000, test=1000)
+    figures["write"] = measure("ray_pipeline.write", images=20000)
     figures["dataloader ingest"] = measure("baselines.dataloader_ingest", **size)
-    figures["PIL loop"] = measure("baselines.pil_loop", folder=f"{scratch}/jpegs")
-    with cluster.shared():
-        figures["ingest"] = measure("ours.ingest", **size)
-    figures["folder"] = measure("ours.folder", path=f"{scratch}/jpegs")
+    figures["PIL loop"] = measure("baselines.pil_loop", folder=jpegs)
+    with cluster.shared_ray():
+        figures["ingest"] = measure("ray_pipeline.ingest", **size)
+    figures["folder"] = measure("ray_pipeline.folder", path=jpegs)
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        figures["per row write"] = measure("baselines.per_row_write", rows=20000, folder=folder)
+        figures["per row write"] = measure("baselines.per_row_write", images=20000, folder=folder)
     if first:
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
             figures["per row ingest"] = measure("baselines.per_row_ingest", folder=folder, **{**size, "epochs": 1})
 
 
 def stream_programs(figures: dict, options, scratch: str, first: bool) -> None:
-    """Stream 1, 4 and 16 times more rows than the object store holds."""
+    """Stream 1, 4 and 16 times as many images as fit into the object store."""
     for times in (1, 4, 16):
-        figures[f"stream {times}"] = measure("ours.stream", rows=50000, times=times, store_megabytes=100)
+        figures[f"stream {times}"] = measure("ray_pipeline.stream", images=50000, times=times, store_megabytes=100)
 
 
 def measure(program: str, **arguments) -> dict:
@@ -107,27 +111,27 @@ def measure(program: str, **arguments) -> dict:
     return figures
 
 
-def beside_bare(program: str, processes: int = 1, **arguments) -> dict:
+def versus_bare_loop(program: str, processes: int = 1, **arguments) -> dict:
     """Run a program in turns with bare steps of the same size.
 
     Returns:
-        Seconds for which the program had run: at each of the `moments` it returned, and in all, `process`; and those
-        that each of its `epochs` and its `parts` took. How many processors its `background` kept busy, from CPU
-        seconds that it noted in pairs. In `bare` the seconds that as many bare steps took: the `whole` of its epochs,
-        at the pace of its lifetime, and `epochs`, each at the pace of that very epoch; and bare `pictures` per second.
+        Seconds for which the program had run at each of the `moments` it returned, and in total, `process`; the
+        seconds that each of its `epochs` and its `parts` took. How many CPU cores its `background` kept busy, from CPU
+        seconds that it noted in pairs. In `bare`, the seconds that as many bare steps took: the `whole` of its epochs,
+        at the average pace, and `epochs`, each at the pace during that very epoch; and bare `images` per second.
     """
     print(f"{program} {arguments} in turns with bare steps …", end=" ", flush=True)
-    rows, batch = arguments["rows"], arguments["batch"]
-    bare = Program("baselines.bare_until_terminated", rows=rows, batch=batch)
+    images, batch = arguments["images"], arguments["batch"]
+    bare = Program("baselines.bare_until_terminated", images=images, batch=batch)
     other = Program(program, processes, **arguments)
     try:
-        bare_clock, clock = turns.run(bare, other)
+        bare_clock, clock = interleave.run(bare, other)
     except ChildProcessError:
-        bare.figures()  # ends the bench with what it printed, unless it came to its end
+        bare.figures()  # ends the bench with what it printed, unless it succeeded
         raise
     figures, steps = other.figures(), bare.figures()["steps"]
-    spans, per_epoch = figures.pop("spans"), rows // batch
-    a_step = bare_clock.seconds_per_step(steps, steps[0], steps[-1])
+    spans, steps_per_epoch = figures.pop("spans"), images // batch
+    per_step = bare_clock.seconds_per_step(steps, steps[0], steps[-1])
     figures |= {name: clock.at(moment) for name, moment in figures.pop("moments", {}).items()}
     figures["parts"] = {
         name: sum(clock.at(end) - clock.at(begin) for begin, end in parts)
@@ -140,9 +144,9 @@ def beside_bare(program: str, processes: int = 1, **arguments) -> dict:
     figures["process"] = clock.at(math.inf)
     figures["epochs"] = [clock.at(end) - clock.at(begin) for begin, end in spans]
     figures["bare"] = {
-        "whole": a_step * per_epoch * arguments["epochs"],
-        "epochs": [bare_clock.seconds_per_step(steps, *span) * per_epoch for span in spans],
-        "pictures": batch / a_step,
+        "whole": per_step * steps_per_epoch * arguments["epochs"],
+        "epochs": [bare_clock.seconds_per_step(steps, *span) * steps_per_epoch for span in spans],
+        "images": batch / per_step,
     }
     print(f"{clock.at(math.inf) + bare_clock.at(math.inf):.0f} s", flush=True)
     return figures
@@ -160,7 +164,7 @@ class Program(subprocess.Popen):
         super().__init__(command, stdout=self.output, stderr=self.output)
 
     def figures(self) -> dict:
-        """Wait for the end and return what the program, or its rank 0, printed as figures."""
+        """Wait for the end and return the figures that the program, or its rank 0, printed."""
         self.wait()
         with self.output:
             self.output.seek(0)

@@ -1,39 +1,42 @@
-"""The series' own way, measured around `helpers` as the lessons use it."""
+"""The series' own pipeline, measured around `helpers` as the lessons use them."""
 
 import itertools
 import os
+import shutil
 import tempfile
 import time
 
-import memory
 import psutil
 import pyarrow.parquet as pq
 import ray.data
 import ray.train
-from baselines import bare
-from pictures import CLASSES, noise
 from ray.train import RunConfig
 from ray.train.torch import TorchTrainer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+import memory
+from baselines import bare
 from helpers import cluster, data, settings, trainer
 from helpers.preprocessing import normalize_images
 from helpers.training import train_loop_ray_train_ray_data
+from images import CLASSES, noise
 
-TEST_ROWS = 500
+HELD_OUT = 500  # images in each split but train
 
 
-def _storage_with(rows: int, **choices) -> settings.Settings:
-    """Return settings whose prepared data are noise: they lie where the prepared digits would lie."""
-    storage = tempfile.mkdtemp(prefix="bench-")
-    for split, count in (("train", rows), ("test", TEST_ROWS)):
-        data.write_split(data.to_table(*noise(count), CLASSES), f"{storage}/data/digits/{split}")
-    open(f"{storage}/data/digits/_SUCCESS", "w").close()
-    return settings.Settings(storage=storage, flip="yes", **choices)
+def _settings_for(images: int, **choices) -> settings.Settings:
+    """Return settings with a storage folder of their own, where noise has replaced the prepared digits."""
+    cfg = settings.Settings(storage=tempfile.mkdtemp(prefix="bench-"), flip="yes", **choices)
+    prepared = data.prepare(cfg)
+    for split in data.SPLITS:
+        shutil.rmtree(f"{prepared}/{split}")
+        table = data.to_table(*noise(images if split == "train" else HELD_OUT), CLASSES)
+        data.write_split(table, f"{prepared}/{split}")
+    return cfg
 
 
 def timed_loop(config: dict) -> dict:
-    """Run the lesson's train loop unchanged, noting when it stepped and reported and what Ray did beside it."""
+    """Run the lesson's train loop unchanged; note when it stepped and reported, and what Ray did meanwhile."""
     times = {"started": time.time(), "steps": [], "last_steps": [], "reported": [], "background": []}
     report = ray.train.report
 
@@ -54,22 +57,22 @@ def timed_loop(config: dict) -> dict:
 
 
 def background() -> float:
-    """The CPU seconds that this worker's raylet and all other processes it started have used."""
+    """The CPU seconds used by this worker's raylet and by all other processes that the raylet started."""
     worker = psutil.Process()
     raylet = worker.parent()
     others = [process for process in [raylet, *raylet.children(recursive=True)] if process != worker]
     return sum(sum(process.cpu_times()[:2]) for process in others)
 
 
-def fit(rows: int, epochs: int, batch: int, workers: int) -> dict:
-    """Train with `fit()` in the Ray that runs, or in one that is started and counted in.
+def fit(images: int, epochs: int, batch: int, workers: int) -> dict:
+    """Train with `fit()` in the running Ray, or in one that is started here; its start then counts.
 
-    An epoch lasts from the end of the report before it to its last step; the evaluation is not the bare loop's.
+    An epoch lasts from the end of the previous report to its last step: the bare loop has no evaluation.
     """
-    chosen = _storage_with(rows, epochs=epochs, batch_size=batch, workers=workers)
+    cfg = _settings_for(images, epochs=epochs, batch_size=batch, workers=workers)
     moments = {"connect": time.time()}
     cluster.connect()
-    run = trainer.build_trainer(chosen)
+    run = trainer.build_trainer(cfg)
     run.train_loop_per_worker = timed_loop
     moments["fit"] = time.time()
     times = run.fit().return_value
@@ -85,35 +88,35 @@ def fit(rows: int, epochs: int, batch: int, workers: int) -> dict:
 
 
 def bare_in_worker(config: dict) -> dict:
-    """Run the bare loop as a train function: no pictures to fetch, no evaluation, no checkpoint, no report."""
+    """Run the bare loop as a train function: no data to fetch, no evaluation, no checkpoint, no report."""
     started, steps = time.time(), bare(**config)
     first, before = next(steps), background()
     steps = [first, *steps]
     return {"train_function": started, "steps": steps, "background": [(first, before), (steps[-1], background())]}
 
 
-def limit(rows: int, epochs: int, batch: int, workers: int) -> dict:
-    """Time `fit()` around the bare loop: what Ray Train's processes cost whatever one does in them."""
+def fit_overhead(images: int, epochs: int, batch: int, workers: int) -> dict:
+    """Time `fit()` around the bare loop: what Ray Train's processes cost, whatever runs in them."""
     cluster.connect()
     with tempfile.TemporaryDirectory() as storage:
         start = time.time()
         result = TorchTrainer(
             bare_in_worker,
-            train_loop_config={"rows": rows, "epochs": epochs, "batch": batch},
+            train_loop_config={"images": images, "epochs": epochs, "batch": batch},
             scaling_config=cluster.scaling_config(settings.Settings(workers=workers)),
-            run_config=RunConfig(storage_path=storage, name="limit"),
+            run_config=RunConfig(storage_path=storage, name="overhead"),
         ).fit()
         moments = {"fit": start, "end": time.time(), "train_function": result.return_value["train_function"]}
-    ends = result.return_value["steps"][:: rows // batch]
+    ends = result.return_value["steps"][:: images // batch]
     noted = result.return_value["background"]
     return {"moments": moments, "spans": list(itertools.pairwise(ends)), "background": noted}
 
 
-def ingest(rows: int, epochs: int, batch: int) -> dict:
-    """Take augmented batches, normalise them as the train loop does, and do nothing more with them."""
-    chosen = _storage_with(rows)
+def ingest(images: int, epochs: int, batch: int) -> dict:
+    """Take augmented batches, normalise them as the train loop does, and do nothing else with them."""
+    cfg = _settings_for(images)
     cluster.connect()
-    train_ds = data.load("train", chosen)
+    train_ds = data.load("train", cfg)
     dataset = trainer.build_datasets(train_ds, train_ds, flip=True)["train"]
     seconds = []
     for _ in range(epochs):
@@ -123,22 +126,22 @@ def ingest(rows: int, epochs: int, batch: int) -> dict:
         for part in dataset.iter_torch_batches(batch_size=batch, drop_last=True, **shuffle):
             taken += len(normalize_images(part["image"], [0.5] * 3, [0.25] * 3))
         seconds.append(time.perf_counter() - start)
-    return {"epochs": seconds, "rows": taken}
+    return {"epochs": seconds, "images": taken}
 
 
-def write(rows: int) -> dict:
+def write(images: int) -> dict:
     """Write Parquet with the tensor column."""
-    pixels, labels = noise(rows)
+    pixels, labels = noise(images)
     with tempfile.TemporaryDirectory() as folder:
         before, start = memory.resident(), time.perf_counter()
         data.write_split(data.to_table(pixels, labels, CLASSES), folder)
         seconds = time.perf_counter() - start
-        assert sum(pq.read_metadata(entry.path).num_rows for entry in os.scandir(folder)) == rows
+        assert sum(pq.read_metadata(entry.path).num_rows for entry in os.scandir(folder)) == images
     return {"seconds": seconds, "megabytes": memory.peak() - before}
 
 
 def folder(path: str) -> dict:
-    """Turn a folder of JPEGs into Parquet, twice, with a Ray that has had ten seconds to settle."""
+    """Turn a folder of JPEGs into Parquet, twice, in a Ray that was started ten seconds earlier."""
     cluster.connect()
     time.sleep(10)
     seconds = []
@@ -150,8 +153,8 @@ def folder(path: str) -> dict:
     return {"first": seconds[0], "again": seconds[1]}
 
 
-def stream(rows: int, times: int, store_megabytes: int) -> dict:
-    """Take batches from `times` as many rows through an object store that can't hold them."""
+def stream(images: int, times: int, store_megabytes: int) -> dict:
+    """Take batches of `times` as many images through an object store that can't hold them."""
     ray.init(
         num_cpus=cluster.logical_cpus(),
         object_store_memory=store_megabytes * 10**6,
@@ -160,8 +163,8 @@ def stream(rows: int, times: int, store_megabytes: int) -> dict:
         logging_level="ERROR",
     )
     cluster.connect()  # applies the settings of the series
-    chosen = _storage_with(rows)
-    files = [entry.path for entry in os.scandir(chosen.path("data", "digits", "train"))]
+    train_folder = f"{data.prepare(_settings_for(images))}/train"
+    files = [entry.path for entry in os.scandir(train_folder)]
     with tempfile.TemporaryDirectory() as copies:
         links = [os.path.join(copies, f"{n}-{os.path.basename(file)}") for n in range(times) for file in files]
         for link in links:
@@ -173,5 +176,5 @@ def stream(rows: int, times: int, store_megabytes: int) -> dict:
             start = time.perf_counter()
             taken = sum(len(part["label"]) for part in dataset.iter_torch_batches(batch_size=256))
             seconds = time.perf_counter() - start
-    assert taken == rows * times
-    return {"seconds": seconds, "rows": taken, "megabytes": watch.most}
+    assert taken == images * times
+    return {"seconds": seconds, "images": taken, "megabytes": watch.most}

@@ -12,12 +12,12 @@ def resident() -> float:
 
 
 def peak() -> float:
-    """The most that this process has ever held."""
+    """The most that this process has held so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 class Watch:
-    """Sample twice a second what this process and all of Ray's workers hold, shared memory not counted."""
+    """Sample twice per second what this process and all of Ray's workers hold, without shared memory."""
 
     def __enter__(self):
         self.most, self._done = 0.0, threading.Event()
