@@ -1,0 +1,21 @@
+"""What the lessons share. A map, in the order in which a learner meets the modules.
+
+settings        00  every choice that a learner can make
+cluster         00  start or join Ray, and ask what it has
+preflight       00  is this machine ready?
+exercises       00  the checks of "Try it"
+data            01  images to Parquet, and back to a Ray Dataset
+plots           01  the drawings
+preprocessing   02  augment, normalise, channel statistics, image ids
+model           03  the ResNet-18
+training        03  the loop that every worker runs, and its checkpoint
+data_config     04  which worker reads what
+trainer         04  the parts of the TorchTrainer, and the trainer
+progress        05  one line per epoch while `fit()` runs
+evaluation      05  the checkpoint loaded back, and its predictions
+faults          06  workers and drivers killed on purpose
+nodes           07  several Ray nodes on one machine
+tuning          09  how many trials fit, and what a search prints
+_sources            where images come from: digits, CIFAR-10, folders
+_ray_internals      everything undocumented in Ray
+"""

@@ -7,30 +7,17 @@ import socket
 import sys
 import tempfile
 import time
-from typing import TYPE_CHECKING
-
-# Read when Ray is imported or started: no usage report over the network, no workers started through uv, and no wait
-# of up to two seconds before Ray Train notices what its workers report.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-# The processes that a local Ray starts in stock import Ray Data while nobody waits for them.
-os.environ.setdefault("RAY_preload_python_modules", "ray.data")
 
 import joblib
 import ray
-from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
-from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from helpers import settings, stock
+from helpers import _ray_internals, settings
 
-if TYPE_CHECKING:  # Ray Data's processes import this module and do without Ray Train, which takes a second to import
-    from ray.train import ScalingConfig
-
-
-_job_with_readers: str | None = None
+# Read when Ray starts: no usage report over the network, and no workers started through uv.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
 
 class ClusterError(RuntimeError):
@@ -38,30 +25,22 @@ class ClusterError(RuntimeError):
 
 
 def connect() -> None:
-    """Join the Ray that `RAY_ADDRESS` names, or start one on this machine; do nothing when already connected.
-
-    Raises:
-        ClusterError: nothing answers at `RAY_ADDRESS`.
-    """
+    """Join the Ray that `RAY_ADDRESS` names, or start one here, unless connected; or raise ClusterError."""
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")
         if address:
             _join(address)
         else:
-            with without_dashboard():
-                _quietly(
-                    address="local",
-                    num_cpus=logical_cpus(),
-                    include_dashboard=False,
-                    _system_config={
-                        # Ray would warn in the notebook about the processes that any training starts.
-                        "worker_maximum_startup_concurrency": 64,
-                        # And it would start a process for each of the CPUs that it was told of, needed or not.
-                        "prestart_worker_first_driver": False,
-                    },
-                )
-            stock.order_for_data()
-    _configure()
+            _start()
+    context = DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = settings.load().logs == "verbose"
+    if on_one_machine():
+        # A process that watches for machines about to be taken away: nobody takes this one.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        # The newer Parquet reader starts up to 32 processes for file footers: on a small machine slower than reading.
+        context.use_datasource_v2 = False
+        # No more data tasks at a time than there are cores; the other tickets are for training.
+        context.execution_options.resource_limits = ExecutionResources(cpu=cores())
 
 
 def disconnect() -> None:
@@ -70,35 +49,13 @@ def disconnect() -> None:
 
 
 @contextlib.contextmanager
-def without_dashboard():
-    """Let the processes of a Ray that is started inside this context know that it has no dashboard to ask.
-
-    They would look for one, each time anew, and might find that of another Ray on this machine, or wait for one that
-    is dead: with such a Ray's address left in Ray's temporary folder, each `fit()` ended 12 seconds later.
-    """
-    name = "RAY_API_SERVER_ADDRESS"
-    before = os.environ.get(name)
-    os.environ[name] = "http://.no-dashboard"  # no name of a host, so that asking fails at once, behind a proxy too
-    try:
-        yield
-    finally:
-        del os.environ[name]
-        if before is not None:
-            os.environ[name] = before
-
-
-@contextlib.contextmanager
-def shared():
-    """Keep one local Ray running for all notebooks started inside this context; they find it by `RAY_ADDRESS`.
-
-    A cold start costs each lesson seconds; joining a Ray that runs takes a fraction of one. With `RAY_ADDRESS` set,
-    that cluster is used and nothing is started.
-    """
-    if os.environ.get("RAY_ADDRESS"):
+def shared_ray():
+    """Keep one local Ray running for all notebooks started inside this context; they find it by `RAY_ADDRESS`."""
+    if os.environ.get("RAY_ADDRESS"):  # that cluster is used, and nothing is started
         yield
         return
     connect()
-    stock.order_for_training(scaling_config().num_workers)
+    _ray_internals.prestart_workers(scaling_config().num_workers)
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     try:
         yield
@@ -107,32 +64,18 @@ def shared():
         disconnect()
 
 
-def replace_used(workers: int) -> None:
-    """Let the Ray that all notebooks share start processes in place of those that a `fit()` has used up."""
-    global _job_with_readers
-    if os.environ.get("RAY_ADDRESS") and len(alive_nodes()) == 1 and on_one_machine():
-        job = ray.get_runtime_context().get_job_id()
-        # Those that read for a notebook go on to do so for its next `fit()`: they are used up once.
-        stock.order_for_training(workers, readers=0 if job == _job_with_readers else stock.READERS)
-        _job_with_readers = job
-
-
 def cores() -> int:
-    """The processor cores that this process may use, container limits included."""
+    """The CPU cores that this process may use, container limits included."""
     return joblib.cpu_count()
 
 
 def logical_cpus() -> int:
-    """How many CPUs a local Ray is told it has.
-
-    Ray counts CPUs as tickets, not as silicon. One set is for the training workers, which would otherwise leave
-    none for the data tasks that feed them, one for those, and one for a second lesson that is open at the same time.
-    """
-    return 3 * max(2, cores())
+    """How many CPUs a local Ray is told it has: tickets for scheduling, not hardware."""
+    return 3 * max(2, cores())  # one set for training workers, one for their data tasks, one for another open lesson
 
 
 def alive_nodes() -> list[dict]:
-    """The machines of the Ray in use that answer."""
+    """The nodes of the Ray in use that are alive, as `ray.nodes()` lists them."""
     return [node for node in ray.nodes() if node["Alive"]]
 
 
@@ -141,58 +84,42 @@ def on_one_machine() -> bool:
     return {node["NodeManagerHostname"] for node in alive_nodes()} == {socket.gethostname()}
 
 
-def scaling_config(chosen: settings.Settings | None = None) -> "ScalingConfig":
-    """Return workers and resources for training that suit what Ray has, or what the reader chose.
+def scaling_config(cfg: settings.Settings | None = None):
+    """Return a ScalingConfig for training that suits what Ray has, or what the learner chose."""
+    from ray.train import ScalingConfig  # here, since Ray Data's processes import this module and start sooner
 
-    With GPUs: one worker a GPU. On a cluster without: one on each machine, with all its CPUs but one, which reads. On a
-    single machine without: one for every two cores, four at most, since a worker alone on one core spends more on
-    communicating than a second one gains.
-    """
-    from ray.train import ScalingConfig
-
-    chosen = chosen or settings.load()
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    if gpus:
-        return ScalingConfig(num_workers=chosen.workers or gpus, use_gpu=True)
+    cfg = cfg or settings.load()
+    # One worker per GPU. On a cluster without: one per machine, which leaves a CPU to data tasks. On one machine: two.
+    if gpus := int(ray.cluster_resources().get("GPU", 0)):
+        return ScalingConfig(num_workers=cfg.workers or gpus, use_gpu=True)
     if not on_one_machine():
-        if chosen.workers:
-            return ScalingConfig(num_workers=chosen.workers)
+        if cfg.workers:
+            return ScalingConfig(num_workers=cfg.workers)
         cpus = [int(node["Resources"]["CPU"]) for node in alive_nodes() if node["Resources"].get("CPU")]
-        each = {"CPU": max(1, min(cpus) - 1)}
-        return ScalingConfig(num_workers=len(cpus), resources_per_worker=each, placement_strategy="SPREAD")
-    workers = chosen.workers or min(4, max(1, cores() // 2))
+        resources = {"CPU": max(1, min(cpus) - 1)}
+        return ScalingConfig(num_workers=len(cpus), resources_per_worker=resources, placement_strategy="SPREAD")
+    workers = cfg.workers or 2
     return ScalingConfig(num_workers=workers, resources_per_worker={"CPU": max(1, cores() // workers)})
 
 
-def actor_pool(chosen: settings.Settings | None = None) -> tuple[int, dict]:
-    """How many actors are to answer side by side, and what each gets: as many as training would have workers.
-
-    Returns:
-        The number of actors, and the resources of one, as `map_batches` and an actor's `options` take them.
-
-    Raises:
-        ClusterError: Ray can't give them.
-    """
-    scaling = scaling_config(chosen)
-    require(scaling)
+def actor_pool(cfg: settings.Settings | None = None) -> tuple[int, dict]:
+    """Return how many inference actors suit this Ray, and one's resources for `map_batches`; or raise ClusterError."""
+    scaling = scaling_config(cfg)
+    require_resources(scaling)
     if scaling.use_gpu:
         return scaling.num_workers, {"num_gpus": 1}
     return scaling.num_workers, {"num_cpus": (scaling.resources_per_worker or {}).get("CPU", 1)}
 
 
 def worker_counts() -> list[int]:
-    """One training worker, and as many as there are GPUs; without GPUs, as many as suit this Ray, two at least."""
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    return sorted({1, gpus or max(2, scaling_config().num_workers)})
+    """Return the numbers of training workers to compare: one, and one per GPU or, without GPUs, at least two."""
+    return sorted({1, int(ray.cluster_resources().get("GPU", 0)) or max(2, scaling_config().num_workers)})
 
 
 @contextlib.contextmanager
 def all_cores_at_once():
-    """Let a dataset made inside this context use all cores from its first moment; gives its `compute` argument.
-
-    Ray Data asks an actor how much of the cluster it may use, and looks at the answer once a second: until then it
-    runs one task at a time, which is most of the time that a short job takes. On a cluster nothing is changed.
-    """
+    """Let a dataset made inside this context use all cores from its first moment; gives its `compute` argument."""
+    # Ray Data asks an actor how much it may use, looks once a second, and until then runs one task at a time.
     context = DataContext.get_current()
     if not on_one_machine():
         yield None
@@ -204,121 +131,64 @@ def all_cores_at_once():
         context.op_resource_reservation_enabled = True
 
 
-def require(scaling: "ScalingConfig", seconds: float = 10) -> None:
-    """Raise at once when Ray can't give what `scaling` asks for; `fit()` itself would wait for ever.
+def require_resources(scaling, seconds: float = 10) -> None:
+    """Raise ClusterError when Ray can't give a ScalingConfig, and a CPU for data; `fit()` itself would wait forever."""
+    workers, cpus = scaling.num_workers, ray.cluster_resources().get("CPU", 0)
+    if 0 <= cpus - scaling.total_resources.get("CPU", 0) < 1:
+        what = f"{workers} workers need all {cpus:g} CPU of this Ray and leave none for the tasks that read their data"
+        raise ClusterError(f"{what}: set TUTORIAL_WORKERS to a smaller number, or give each worker fewer CPUs.")
+    count_free(scaling.total_resources, f"{workers} workers need", seconds)
 
-    Args:
-        scaling: the workers and resources that training will ask for.
-        seconds: how long to wait for resources that exist but are in use.
 
-    Raises:
-        ClusterError: there are too few CPUs or GPUs, or others hold them.
-    """
-    wanted = scaling.total_resources
-    for resource, amount in wanted.items():
-        total = ray.cluster_resources().get(resource, 0)
-        if amount > total:
-            raise ClusterError(
-                f"{scaling.num_workers} workers need {amount:g} {resource}, and this Ray has {total:g}: "
-                "set TUTORIAL_WORKERS to a smaller number, or add machines to the cluster."
-            )
+def count_free(needs: dict[str, float], who_needs: str, seconds: float = 10) -> int:
+    """Return how often Ray can give `needs`, such as `{"CPU": 2}`; if not once in `seconds`, raise ClusterError."""
+    # `who_needs`, such as `2 workers need`, begins the error's sentence.
+    needs = {resource: amount for resource, amount in needs.items() if amount}
+    total = ray.cluster_resources()
+    for resource, amount in needs.items():
+        if amount > total.get(resource, 0):
+            what = f"{who_needs} {amount:g} {resource}, and this Ray has {total.get(resource, 0):g}"
+            raise ClusterError(f"{what}: set TUTORIAL_WORKERS to a smaller number, or add machines to the cluster.")
     deadline = time.monotonic() + seconds
     while True:
-        remove_orphaned_placement_groups()
+        _ray_internals.remove_orphaned_placement_groups()
         free = ray.available_resources()
-        busy = [name for name, amount in wanted.items() if amount > free.get(name, 0)]
-        if not busy:
-            return
+        times = {resource: int(free.get(resource, 0) / amount) for resource, amount in needs.items()}
+        scarce = min(times, key=times.get)
+        if times[scarce]:
+            return times[scarce]
         if time.monotonic() > deadline:
-            raise ClusterError(
-                f"{scaling.num_workers} workers need {wanted[busy[0]]:g} {busy[0]}, and only "
-                f"{free.get(busy[0], 0):g} are free: let the other lesson finish or shut down its kernel."
-            )
+            what = f"{who_needs} {needs[scarce]:g} {scarce}, and only {free.get(scarce, 0):g} are free"
+            raise ClusterError(f"{what}: let the other lesson finish or shut down its kernel.")
         time.sleep(0.5)
 
 
-def require_shared(storage: str) -> None:
-    """Raise when another machine of the cluster can't see the storage folder: training would fail at its first
-    checkpoint, after all the work of an epoch.
-
-    Raises:
-        ClusterError: names the machine and the remedy.
-    """
+def require_shared_storage(storage: str) -> None:
+    """Raise ClusterError when a machine can't see the storage folder; training would fail at its first checkpoint."""
     if "://" in storage or on_one_machine():
         return
     os.makedirs(storage, exist_ok=True)
-    look = ray.remote(num_cpus=0)(os.path.exists)
-    with tempfile.NamedTemporaryFile(dir=storage, prefix=".seen-by-all-") as token:
+    exists = ray.remote(num_cpus=0)(os.path.exists)
+    with tempfile.NamedTemporaryFile(dir=storage, prefix=".seen-by-all-") as file:
         for node in alive_nodes():
-            there = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
-            if not ray.get(look.options(scheduling_strategy=there).remote(token.name)):
-                raise ClusterError(
-                    f"The machine {node['NodeManagerHostname']} can't see the storage folder {storage}: set "
-                    "TUTORIAL_STORAGE to a folder that all machines share, or to a URI such as s3://bucket/path."
-                )
-
-
-def remove_orphaned_placement_groups() -> None:
-    """Give back what is reserved for training runs of this notebook whose controller process was ended by force.
-
-    So Tune ends a trial that it stops. The process that Ray Train has for this case asks the dashboard, and a local
-    Ray here runs without one.
-    """
-    mine = bytes.fromhex(ray.get_runtime_context().get_job_id())
-    for record in ray._private.state.state._connect_and_get_accessor().get_placement_group_table():
-        group = PlacementGroupTableData.FromString(record)
-        by_an_actor = not ray.ActorID(group.creator_actor_id).is_nil()
-        orphaned = group.creator_job_id == mine and by_an_actor and group.creator_actor_dead and not group.is_detached
-        if orphaned and group.state != PlacementGroupTableData.REMOVED:
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
-
-
-def _join(address: str) -> None:
-    try:
-        _knock(address)
-        _quietly(address=address)
-    except OSError as error:  # a ConnectionError, too
-        raise ClusterError(
-            f"No Ray answers at RAY_ADDRESS={address}: start it there, or unset RAY_ADDRESS to use this machine alone."
-        ) from error
-    if not on_one_machine():
-        # The other machines have no copy of `helpers`: connect anew and send it along.
-        ray.shutdown()
-        _quietly(address=address, runtime_env={"py_modules": [sys.modules["helpers"]]})
-
-
-def _knock(address: str, seconds: float = 5) -> None:
-    """Raise OSError when nobody listens at `address`: Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()
-
-
-def _quietly(**arguments) -> None:
-    """Start or join Ray, with its logs only if the reader wants them."""
-    with quiet() as level:
-        ray.init(log_to_driver=level < logging.ERROR, logging_level=level, **arguments)
-    # The switch that Ray's debugger uses, too: `log_to_driver` alone lets long messages about workers through.
-    ray._private.worker._worker_logs_enabled = level < logging.ERROR
-    logging.getLogger("ray.data").setLevel(level)
+            on_node = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
+            if not ray.get(exists.options(scheduling_strategy=on_node).remote(file.name)):
+                what = f"The machine {node['NodeManagerHostname']} can't see the storage folder {storage}"
+                remedy = "to a folder that all machines share, or to a URI such as s3://bucket/path"
+                raise ClusterError(f"{what}: set TUTORIAL_STORAGE {remedy}.")
 
 
 @contextlib.contextmanager
-def quiet():
-    """Keep what Ray writes while it starts or stops out of the notebook, unless the reader chose `logs="verbose"`."""
+def suppress_ray_logs():
+    """Keep what Ray writes while it starts or stops out of the notebook, unless the learner chose `logs="verbose"`."""
     verbose = settings.load().logs == "verbose"
-    level = logging.INFO if verbose else logging.ERROR
     for name in ("ray", "ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(level)
-    with contextlib.nullcontext() if verbose else _no_stderr():
-        yield level
-
-
-@contextlib.contextmanager
-def _no_stderr():
-    """Drop what Ray's compiled part writes while it starts, such as a warning that there is no internet."""
+        logging.getLogger(name).setLevel(logging.INFO if verbose else logging.ERROR)
+    if verbose:
+        yield
+        return
     saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    os.dup2(nowhere, 2)  # Ray's compiled part writes there, such as a warning that there is no internet
     try:
         yield
     finally:
@@ -327,16 +197,38 @@ def _no_stderr():
         os.close(nowhere)
 
 
-def _configure() -> None:
-    context = DataContext.get_current()
+def _start() -> None:
+    try:
+        with _ray_internals.environment(_ray_internals.NO_DASHBOARD):
+            _init_ray(address="local", num_cpus=logical_cpus(), include_dashboard=False)
+    except OSError as error:
+        if "path length" not in str(error):
+            raise
+        what = f"Ray's sockets don't fit into the long path of the temporary folder {tempfile.gettempdir()}"
+        raise ClusterError(f"{what}: set RAY_TMPDIR to a short one, such as /tmp.") from error
+    _ray_internals.prestart_workers()
+
+
+def _join(address: str) -> None:
+    if "://" not in address and ":" not in address and address not in ("auto", "local"):
+        address += ":6379"  # the port that `ray start --head` takes by default
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        if host and port.isdigit():  # Ray itself would try for minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        _init_ray(address=address)
+    except OSError as error:  # a ConnectionError, too
+        remedy = "start it there, or unset RAY_ADDRESS to use this machine alone"
+        raise ClusterError(f"No Ray answers at RAY_ADDRESS={address}: {remedy}.") from error
+    if not on_one_machine():  # the other machines have no copy of `helpers`: connect again and send it along
+        ray.shutdown()
+        _init_ray(address=address, runtime_env={"py_modules": [sys.modules["helpers"]]})
+
+
+def _init_ray(**arguments) -> None:
     verbose = settings.load().logs == "verbose"
-    context.enable_progress_bars = verbose
-    context.print_on_execution_start = verbose
-    if on_one_machine():
-        # A process that watches for machines about to be taken away: nobody takes this one.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        # The newer Parquet reader starts up to 32 processes that read file footers, which takes a small machine
-        # several times as long as the reading.
-        context.use_datasource_v2 = False
-        # No more data tasks at a time than there are cores; the other tickets are for training.
-        context.execution_options.resource_limits = ExecutionResources(cpu=cores())
+    level = logging.INFO if verbose else logging.ERROR
+    with suppress_ray_logs():
+        ray.init(log_to_driver=verbose, logging_level=level, **arguments)
+    _ray_internals.show_worker_logs(verbose)
+    logging.getLogger("ray.data").setLevel(level)

@@ -1,41 +1,36 @@
 """The Parquet layout that every source becomes, and the way back to a Ray Dataset.
 
-A prepared data set is a folder with `train/` and `test/`, several Parquet files each: a uint8 fixed-shape tensor
-column `image`, an int64 column `label`, and the class names in the schema's metadata. The empty file `_SUCCESS` is
-written last: a folder without it is never taken for data.
+`train/`, `validation/` and `test/` hold several Parquet files each: a uint8 fixed-shape tensor column `image`, an int64
+column `label`, and the class names in the schema's metadata. A folder is complete once it has the file `_SUCCESS`.
 """
 
 import hashlib
 import json
 import math
 import os
+import random
 import shutil
 import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.feather as feather
 import pyarrow.fs
 import pyarrow.parquet as pq
 import ray
 import ray.data
 
-from helpers import cluster, settings, sources
-from helpers.sources import DataError
+from helpers import _sources, cluster, settings
+from helpers._sources import SPLITS, DataError
+from helpers.preprocessing import image_ids
 
-SPLITS = ("train", "test")
+FILE_BYTES = 2**26  # the most that a file holds of pixels, 64 MB
 
 
 def to_table(images: np.ndarray, labels: np.ndarray, class_names: list[str]) -> pa.Table:
-    """Put pictures into Arrow without copying a pixel through Python.
-
-    Args:
-        images: uint8 (count, height, width, 3).
-        labels: integers (count,), indices into `class_names`.
-        class_names: the name of each class.
-
-    Returns:
-        A table with the tensor column `image`, the int64 column `label`, and `class_names` in its metadata.
-    """
+    """Put images, uint8 (count, height, width, 3), and int64 labels into Arrow, the class names into its metadata."""
     pixels = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(images))
     table = pa.table({"image": pixels, "label": pa.array(labels, pa.int64())})
     return table.replace_schema_metadata({"class_names": json.dumps(class_names)})
@@ -52,147 +47,158 @@ def write_split(table: pa.Table, folder: str, num_files: int = 8) -> None:
 
 
 def read_class_names(folder: str) -> list[str]:
-    """Return the class names that stand in the metadata of the Parquet files in `folder`, a path or URI."""
+    """Return the class names in the metadata of the Parquet files in `folder`, a path or URI."""
     filesystem, path = pyarrow.fs.FileSystem.from_uri(folder)
     files = filesystem.get_file_info(pyarrow.fs.FileSelector(path))
     first = min(file.path for file in files if file.path.endswith(".parquet"))
     return json.loads(pq.read_schema(first, filesystem=filesystem).metadata[b"class_names"])
 
 
-def prepare(chosen: settings.Settings | None = None) -> str:
-    """Return the folder of the chosen source as Parquet, making it first when it is not there yet.
-
-    Args:
-        chosen: the settings; read now when not given.
-
-    Raises:
-        DataError: the source can't be used; the sentence says why and what to do. No partial data stay behind.
-        SettingError: the storage folder can't be written.
-    """
-    chosen = chosen or settings.load()
-    settings.require_writable(chosen)
-    final = chosen.path("data", _folder_name(chosen))
-    filesystem, path = _filesystem(final)
-    if is_whole(final):
+def prepare(cfg: settings.Settings | None = None) -> str:
+    """Return the folder of the chosen source as Parquet, making it first if need be; or raise Data- or SettingError."""
+    cfg = cfg or settings.load()
+    settings.require_writable(cfg)
+    listing, notes = ([], []) if cfg.data in ("digits", "cifar10") else _sources.list_folder(cfg.data)
+    name = cfg.data if cfg.image_size == settings.Settings.image_size else f"{cfg.data}-{cfg.image_size}"
+    if listing:  # the name changes when the images do
+        content = repr((cfg.data, cfg.image_size, cfg.seed, cfg.on_bad_image, listing))
+        name = f"{cfg.data_name[:60]}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+    final = cfg.path("data", name)
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(final)
+    if is_complete(final):
         return final
-    print(f"Preparing {chosen.data_name} as Parquet in {final} …")
+    print(f"Preparing {cfg.data_name} as Parquet in {final} …", *notes, sep="\n")
     local = isinstance(filesystem, pyarrow.fs.LocalFileSystem)
-    beside = f"{final}.partial-{uuid.uuid4().hex[:8]}" if local else final
+    beside = f"{path}.partial-{uuid.uuid4().hex[:8]}" if local else final
     try:
-        _write(chosen, beside)
-        if local and is_whole(final):  # another notebook was quicker
+        _delete(beside)
+        _write(cfg, listing, beside)
+        if local and is_complete(final):  # another notebook was quicker
             _delete(beside)
         elif local:
             shutil.rmtree(path, ignore_errors=True)  # remains of something that was never whole
-            os.rename(_filesystem(beside)[1], path)
+            os.rename(beside, path)
     except BaseException:
         _delete(beside)
         raise
     return final
 
 
-def is_whole(folder: str) -> bool:
-    """Whether `folder`, a path or URI, holds a data set that was written to its end."""
-    filesystem, path = _filesystem(folder)
-    return filesystem.get_file_info(f"{path}/_SUCCESS").type == pyarrow.fs.FileType.File
+def is_complete(folder: str) -> bool:
+    """Whether `folder`, a path or URI, holds a data set with all splits that was written to its end."""
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(folder)
+    files = filesystem.get_file_info([f"{path}/{name}" for name in ("_SUCCESS", *SPLITS)])
+    return all(file.type != pyarrow.fs.FileType.NotFound for file in files)
 
 
-def load(split: str, chosen: settings.Settings | None = None) -> "ray.data.Dataset":
-    """Return `train` or `test` of the chosen source as a Ray Dataset with columns `image` and `label`.
-
-    A split that fills at most a quarter of Ray's object store is read once and kept there, so that no epoch reads
-    it again; a larger one streams from its files each time.
-    """
+def load(split: str, cfg: settings.Settings | None = None) -> "ray.data.Dataset":
+    """Return `train`, `validation` or `test` of the chosen source as a Ray Dataset with columns `image` and `label`."""
     if split not in SPLITS:
-        raise DataError(f"There is no split {split!r}: use train or test.")
-    folder = f"{prepare(chosen)}/{split}"
-    dataset = ray.data.read_parquet(folder, override_num_blocks=16)
-    return dataset.materialize() if fits_in_memory(dataset) else dataset
+        raise DataError(f"There is no split {split!r}: use {', '.join(SPLITS[:-1])} or {SPLITS[-1]}.")
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(prepare(cfg))
+    # Ray would misread a `?` or a line break in the storage folder's name, and make a column of a folder `key=value`.
+    root = pyarrow.fs.SubTreeFileSystem(path, filesystem)
+    dataset = ray.data.read_parquet(split, filesystem=root, override_num_blocks=16)
+    # So much is read once and kept. A larger split streams from its files in each epoch, `train` in another order.
+    if (dataset.size_bytes() or math.inf) <= ray.cluster_resources().get("object_store_memory", 0) / 4:
+        return dataset.materialize()
+    return ray.data.read_parquet(split, filesystem=root, shuffle="files" if split == "train" else None)
 
 
-def fits_in_memory(dataset: "ray.data.Dataset") -> bool:
-    """Whether `dataset` fills at most a quarter of the object store of the Ray that is running."""
-    store = ray.cluster_resources().get("object_store_memory", 0)
-    return (dataset.size_bytes() or math.inf) <= store / 4
-
-
-def class_names(chosen: settings.Settings | None = None) -> list[str]:
+def class_names(cfg: settings.Settings | None = None) -> list[str]:
     """The chosen source's class names, in the order of the labels."""
-    return read_class_names(f"{prepare(chosen)}/train")
+    return read_class_names(f"{prepare(cfg)}/train")
 
 
-def _write(chosen: settings.Settings, folder: str) -> None:
-    if chosen.data in ("digits", "cifar10"):
-        pictures = sources.digits() if chosen.data == "digits" else sources.cifar10(chosen)
-        for split in SPLITS:
-            images, labels = pictures[split]
-            write_split(to_table(images, labels, pictures["class_names"]), f"{folder}/{split}")
+def _write(cfg: settings.Settings, listing: list[tuple], folder: str) -> None:
+    if listing:
+        _write_folder(cfg, listing, folder)
     else:
-        _write_folder(sources.list_folder(chosen.data, chosen.seed), folder, chosen.unreadable)
-    filesystem, path = _filesystem(folder)
-    with filesystem.open_output_stream(f"{path}/_SUCCESS"):
-        pass
+        source = _sources.digits() if cfg.data == "digits" else _sources.cifar10(cfg)
+        for split in SPLITS:
+            images, labels = source[split]
+            table = to_table(_sources.resize(images, cfg.image_size), labels, source["class_names"])
+            write_split(table, f"{folder}/{split}", num_files=max(8, table.nbytes // FILE_BYTES))
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(folder)
+    filesystem.open_output_stream(f"{path}/_SUCCESS").close()
 
 
-def _write_folder(listing: dict, folder: str, unreadable: str) -> None:
-    """Decode a folder of pictures in parallel with Ray Data: a row is a part of a split and becomes a file.
+def _write_folder(cfg: settings.Settings, listing: list[tuple], folder: str) -> None:
+    """Decode images in random order into Arrow files, which is quick; then draw missing splits and write Parquet."""
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(folder)
+    for name in ("decoded", *SPLITS):
+        filesystem.create_dir(f"{path}/{name}")
+    class_names = sorted({name for _, name, *_ in listing})
+    listing = random.Random(cfg.seed).sample(listing, len(listing))
+    count = max(8, math.ceil(len(listing) / min(5000, FILE_BYTES // (3 * cfg.image_size**2))))
+    parts = [listing[part::count] for part in range(min(count, len(listing)))]
 
-    A task takes up to four rows, one after the other, while there are two tasks and more for every core: with a task
-    for each row, 10,000 small JPEGs took a quarter longer on two cores.
-    """
-    filesystem, path = _filesystem(folder)
-    class_names, rows = listing["class_names"], []
-    for split in SPLITS:
-        paths, labels = listing[split]
-        filesystem.create_dir(f"{path}/{split}")
-        parts = max(8, math.ceil(len(paths) / 5000))
-        for part in range(parts):
-            file = f"{path}/{split}/part-{part:05d}.parquet"
-            rows.append({"split": split, "file": file, "paths": paths[part::parts], "labels": labels[part::parts]})
-
-    def decode_and_write(row: dict) -> dict:
-        images, kept, failed = sources.decode(row["paths"])
+    def decode(part: int, images: list[tuple]) -> tuple:
+        pixels, kept, refused = _sources.decode([image[2] for image in images], cfg.image_size)
+        images = [images[index] for index in kept]
         if kept:
-            table = to_table(images, np.asarray(row["labels"])[kept], class_names)
-            pq.write_table(table, row["file"], filesystem=filesystem)
-        return {"split": row["split"], "failed": json.dumps(failed)}
+            table = to_table(pixels, [class_names.index(name) for _, name, *_ in images], class_names)
+            with filesystem.open_output_stream(f"{path}/decoded/{part}") as stream:
+                feather.write_feather(table, stream, compression="uncompressed")
+        return images, image_ids(pixels), refused
 
-    failed = {split: [] for split in SPLITS}
-    rows_a_task = max(1, min(4, len(rows) // (2 * cluster.cores())))
-    with cluster.all_cores_at_once() as compute:
-        parts = ray.data.from_items(rows, override_num_blocks=math.ceil(len(rows) / rows_a_task))
-        decoded = parts.map(decode_and_write, compute=compute)
-    for row in decoded.iter_rows():
-        failed[row["split"]] += json.loads(row["failed"])
-        if failed[row["split"]] and unreadable == "stop":
-            raise DataError(
-                f"The picture {failed[row['split']][0]} can't be decoded. Mend or remove it, or set "
-                "TUTORIAL_UNREADABLE=skip to leave such pictures out."
-            )
-    for split, names in failed.items():
-        count = len(listing[split][0])
-        if len(names) == count:
-            raise DataError(f"None of the {count} pictures of the split {split} can be decoded.")
-        if names:
-            shown = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
-            print(f"Left out {len(names)} of {count} pictures of {split} that can't be decoded: {shown}")
+    def divide(part: int, splits: np.ndarray) -> None:
+        with filesystem.open_input_file(f"{path}/decoded/{part}") as stream:
+            table = feather.read_table(stream)
+        for split in np.unique(splits):
+            file = f"{path}/{split}/part-{part:05d}.parquet"
+            pq.write_table(table.filter(splits == split), file, filesystem=filesystem)
 
-
-def _folder_name(chosen: settings.Settings) -> str:
-    """The prepared data's folder name; for a folder of pictures it changes when they do."""
-    if chosen.data in ("digits", "cifar10"):
-        return chosen.data
-    digest = hashlib.sha256(f"{chosen.data} {chosen.unreadable} {chosen.seed}".encode())
-    for entry in sources.fingerprint(chosen.data):
-        digest.update(entry.encode())
-    return f"{chosen.data_name}-{digest.hexdigest()[:12]}"
+    kept, ids, refused = zip(*_in_parallel(decode, enumerate(parts)), strict=True)
+    images, refused = [image for part in kept for image in part], {k: v for part in refused for k, v in part.items()}
+    if refused:
+        left = {image[:2] for image in images}
+        if emptied := min((image[:3] for image in listing if image[:2] not in left), default=()):
+            split, name, file = emptied
+            raise DataError(f"No image of the class {name} in {split} can be read. {refused[file]}")
+        first = f"{refused[min(refused)]} {len(refused):,} of {len(listing):,} images can't be read."
+        if cfg.on_bad_image == "stop":
+            raise DataError(f"{first} Set TUTORIAL_ON_BAD_IMAGE=skip to leave them out.")
+        print(f"{first} They are left out.")
+    splits = _draw_missing(images, np.concatenate(ids))
+    ends = np.cumsum([len(part) for part in kept])
+    list(_in_parallel(divide, [job for job in enumerate(np.split(splits, ends[:-1])) if len(job[1])]))
+    filesystem.delete_dir(f"{path}/decoded")
 
 
-def _filesystem(folder: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    return pyarrow.fs.FileSystem.from_uri(folder)
+def _draw_missing(images: list[tuple], ids: np.ndarray) -> np.ndarray:
+    """Return the name of each image's split: of its folder, or of a split that is missing and is drawn from `train`."""
+    splits = np.array([split for split, *_ in images], dtype=object)
+    class_names, labels = np.unique([name for _, name, *_ in images], return_inverse=True)
+    for split, share in (("test", 1 / 5), ("validation", 1 / 8)):
+        train = np.flatnonzero(splits == "train")
+        if split in splits:
+            if equal := np.isin(ids[splits == split], ids[train]).sum():
+                print(f"Images of {split} that are also in train: {equal:,}.")
+            continue
+        chosen = train[_sources.draw(labels[train], ids[train], share)]
+        lacking = ", ".join(class_names[np.setdiff1d(labels[train], labels[chosen])][:3])
+        if lacking and (split == "test" or not len(chosen)):
+            what = f"{lacking}: too few different images to draw some for {split}"
+            raise DataError(f"{what}. Add more, or a folder {split}/.")
+        splits[chosen] = split
+        none = f" None of {lacking}: too few different images." if lacking else ""
+        print(f"There is no folder {split}/: {len(chosen):,} training images are held out for it.{none}")
+    return splits
+
+
+def _in_parallel(function: Callable, jobs: Iterable[tuple]) -> Iterator:
+    """Call `function` with the arguments in each job in Ray tasks, one for each core at a time; yield their results."""
+    at_a_time = cluster.cores() if cluster.on_one_machine() else int(ray.cluster_resources()["CPU"])
+    task, running = ray.remote(function), deque()
+    for job in jobs:
+        if len(running) == at_a_time:
+            yield ray.get(running.popleft())
+        running.append(task.remote(*job))
+    yield from map(ray.get, running)
 
 
 def _delete(folder: str) -> None:
-    filesystem, path = _filesystem(folder)
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(folder)
     if filesystem.get_file_info(path).type == pyarrow.fs.FileType.Directory:
         filesystem.delete_dir(path)

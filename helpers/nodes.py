@@ -2,91 +2,66 @@
 
 import contextlib
 import os
-from unittest import mock
+import shutil
+import sys
+import tempfile
 
 import psutil
 import ray
 import ray.data
 from ray.cluster_utils import Cluster
 
-from helpers import cluster
+from helpers import _ray_internals, cluster
 
-OBJECT_STORE_BYTES = 80_000_000  # bytes of object store a node: little, so that a lesson can outgrow it
-# Ray Data's blocks, 128 MiB by default, would not fit: one or two filled a store, and Ray wrote them to the disk, which
-# it refuses when the disk is 95 % full. Of 2, 4 and 8 MB this one kept the stores below a quarter, nearly as fast as 8.
+OBJECT_STORE_BYTES = 80_000_000  # bytes of object store per node: little, so that a lesson can outgrow it
+# One or two of Ray Data's blocks of 128 MiB would fill a store. Of 2, 4 and 8 MB this one kept it below a quarter.
 BLOCK_BYTES = 4_000_000
 
 
-class Nodes:
-    """A head without CPUs, to which this process connects, and nodes that do the work and can be killed.
+class LocalCluster:
+    """A head without CPUs, to which this process connects, and nodes that do the work and can be killed."""
 
-    What this process was connected to before is left; `stop()` ends all nodes, and `cluster.connect()` leads back.
-    Until then Ray Data makes blocks that suit the small object stores.
-    """
+    _running: "LocalCluster | None" = None
 
-    _running: "Nodes | None" = None
-
-    def __init__(self, count: int):
-        if Nodes._running:  # a cell that was interrupted, or run twice
-            Nodes._running.stop()
+    def __init__(self, num_nodes: int):
+        if LocalCluster._running:  # a cell that was interrupted, or run twice
+            LocalCluster._running.stop()
         cluster.disconnect()
-        self._address_before = os.environ.get("RAY_ADDRESS")
-        # Ray notices a dead node within two seconds instead of half a minute.
-        impatient = {
-            "health_check_period_ms": 500,
-            "health_check_timeout_ms": 1000,
-            "health_check_failure_threshold": 2,
-        }
-        with cluster.quiet(), cluster.without_dashboard(), _unannounced():
+        # `Cluster` announces its address in Ray's temporary folder. In a folder of its own, no other Ray waits for it.
+        self._folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp" if sys.platform == "darwin" else None)
+        self._settings = contextlib.ExitStack()
+        self._settings.enter_context(_ray_internals.environment({"RAY_TMPDIR": self._folder}))
+        started_with = {**_ray_internals.QUICK_HEALTH_CHECKS, **_ray_internals.NO_DASHBOARD}
+        with cluster.suppress_ray_logs(), _ray_internals.environment(started_with):
             self._cluster = Cluster(
                 initialize_head=True,
                 shutdown_at_exit=True,
-                head_node_args={
-                    "num_cpus": 0,
-                    "object_store_memory": OBJECT_STORE_BYTES,
-                    "include_dashboard": False,
-                    "_system_config": {**impatient, "worker_maximum_startup_concurrency": 64},
-                },
+                head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES},
             )
-            # Enough for two training workers and the data tasks that feed them: one node can take over from another.
-            node = {"num_cpus": 4, "object_store_memory": OBJECT_STORE_BYTES}
-            for _ in range(count):
-                self._cluster.add_node(**node)
-        Nodes._running = self
-        os.environ["RAY_ADDRESS"] = self._cluster.address
+            LocalCluster._running = self
+            for _ in range(num_nodes):
+                # Enough for two training workers and their data tasks: one node can take over from another.
+                self._cluster.add_node(num_cpus=4, object_store_memory=OBJECT_STORE_BYTES)
+        self._settings.enter_context(_ray_internals.environment({"RAY_ADDRESS": self._cluster.address}))
         cluster.connect()
         context = ray.data.DataContext.get_current()
-        self._block_bytes_before, context.target_max_block_size = context.target_max_block_size, BLOCK_BYTES
+        self._settings.callback(setattr, context, "target_max_block_size", context.target_max_block_size)
+        context.target_max_block_size = BLOCK_BYTES
 
     def stop(self) -> None:
-        """Disconnect from the nodes and end them all."""
-        ray.data.DataContext.get_current().target_max_block_size = self._block_bytes_before
+        """Disconnect from the nodes and end them all; `cluster.connect()` then leads back to the usual Ray."""
         cluster.disconnect()
-        with cluster.quiet(), _unannounced():
+        with cluster.suppress_ray_logs():
             self._cluster.shutdown()
-        del os.environ["RAY_ADDRESS"]
-        if self._address_before is not None:
-            os.environ["RAY_ADDRESS"] = self._address_before
-        Nodes._running = None
+        self._settings.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        LocalCluster._running = None
 
 
-@contextlib.contextmanager
-def _unannounced():
-    """Leave the file alone that names the Ray last started by `ray start`: `Cluster` would write its own address there.
-
-    A lesson that is killed would leave the address of a dead Ray, which others then wait for.
-    """
-    with (
-        mock.patch("ray._private.utils.write_ray_address"),
-        mock.patch("ray._common.utils.reset_ray_address"),
-    ):
-        yield
-
-
-def lose_power() -> None:
-    """End at once, from one of its workers, a node and all it started, as when its machine loses power."""
+def kill_node() -> None:
+    """End at once, from one of its workers, a node and everything it started, as when its machine loses power."""
     worker = psutil.Process()
-    raylet = worker.parent()  # first of all, or it would start others in their place
+    raylet = worker.parent()  # killed first, or it would start other processes in their place
     for process in [raylet, *raylet.children(recursive=True)]:
         if process != worker:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -95,17 +70,12 @@ def lose_power() -> None:
 
 
 def memory_in_use() -> tuple[float, float]:
-    """What lies in the object stores of all nodes, and what this process and Ray's processes at work hold, in MB.
-
-    A process that waits for its first task, or its next, is left out: it holds Ray's modules and no pictures.
-    """
+    """Return what all nodes' object stores hold, and this process and Ray's at work (idle ones hold none), in MB."""
     name = "object_store_memory"
     stores = ray.cluster_resources()[name] - ray.available_resources().get(name, 0)
     processes = 0
     for process in psutil.process_iter(["cmdline", "memory_info"]):
         title, memory = "".join((process.info["cmdline"] or [])[:1]), process.info["memory_info"]
-        at_work = title.startswith("ray::") and "IDLE" not in title
-        if memory and (at_work or process.pid == os.getpid()):
-            # What is shared lies in the object store; not every system says how much that is.
-            processes += memory.rss - getattr(memory, "shared", 0)
+        if memory and (_ray_internals.is_at_work(title) or process.pid == os.getpid()):
+            processes += memory.rss - getattr(memory, "shared", 0)  # that is in the stores; not all systems say it
     return stores / 1e6, processes / 1e6

@@ -6,7 +6,6 @@ import json
 import signal
 import threading
 import time
-import uuid
 
 import pyarrow.fs
 from ray.train import UserCallback
@@ -17,11 +16,9 @@ class ReportWriter(UserCallback):
 
     def after_report(self, run_context, metrics, checkpoint):
         """Write rank 0's metrics as `<storage_path>/<name>/reports/<n>.json`."""
-        run = run_context.run_config
-        filesystem, path = reports_folder(run)
+        filesystem, path = reports_folder(run_context.run_config)
         filesystem.create_dir(path)
-        name = f"{path}/{time.time():.3f}.json"
-        with filesystem.open_output_stream(name) as stream:
+        with filesystem.open_output_stream(f"{path}/{time.time():.3f}.json") as stream:
             stream.write(json.dumps(metrics[0]).encode())
 
 
@@ -32,52 +29,36 @@ def reports_folder(run_config) -> tuple[pyarrow.fs.FileSystem, str]:
 
 
 @contextlib.contextmanager
-def shown(trainer):
-    """Show `trainer`'s epochs as they are reported, and the seconds that go by; needs a `ReportWriter` in its run.
-
-    Gives an object whose `seconds` are those that each epoch took, process start included in the first.
-
-    Raises:
-        KeyboardInterrupt: the reader interrupted the cell; the run is given up.
-    """
-    from helpers import cluster  # not above: Ray Train's controller imports this module and does without
-
+def show_progress(trainer):
+    """Show one line per epoch while `trainer.fit()` runs, given a `ReportWriter`; keep each epoch's `seconds`."""
     display = _Display(trainer)
     previous = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
     try:
         yield display
     except SystemExit:  # what `fit()` makes of an interrupt
-        raise KeyboardInterrupt("training was stopped; run the cell again, and a new run begins") from None
-    else:
-        cluster.replace_used(display.workers)
+        raise KeyboardInterrupt("training was stopped; run the cell again to start a new run") from None
     finally:
         display.stop()
         if previous is not None:
             signal.signal(signal.SIGINT, previous)  # `fit()` leaves its own handler behind
 
 
-def _in_a_notebook() -> bool:
-    from IPython import get_ipython
-
-    return hasattr(get_ipython(), "kernel")
-
-
 class _Display:
-    """A thread that looks at the reports twice a second and rewrites one block of text."""
+    """A thread that reads the reports twice a second and rewrites one block of text."""
 
     def __init__(self, trainer):
+        from IPython import get_ipython  # Ray Train's controller imports this module and does without
+        from IPython.display import display
+
         self.run = trainer.run_config
         self.workers = trainer.scaling_config.num_workers
         self.epochs = trainer.train_loop_config["num_epochs"]
         self.start = time.monotonic()
-        self.lines = []
-        self.seconds = []
-        self.seen = set()
+        self.lines, self.seconds, self.seen = [], [], set()
         self.last = time.time()
-        self.handle = uuid.uuid4().hex if _in_a_notebook() else None
-        self.shown_first = False
+        in_notebook = hasattr(get_ipython(), "kernel")
+        self.handle = display(_Text("starting the worker processes"), display_id=True) if in_notebook else None
         self.done = threading.Event()
-        self._draw("starting the worker processes")
         context = contextvars.copy_context()  # the thread writes into the cell that started it
         self.thread = threading.Thread(target=context.run, args=(self._watch,), daemon=True)
         self.thread.start()
@@ -85,17 +66,19 @@ class _Display:
     def stop(self):
         self.done.set()
         self.thread.join()
-        self._look()
-        self._draw(None)
+        self._read()
+        self._draw(f"fit() took {time.monotonic() - self.start:.0f} s in total")
 
     def _watch(self):
         while not self.done.wait(0.5):
-            with contextlib.suppress(OSError, ValueError):  # just being written: the next look, or the last, reads it
-                self._look()
-            waiting = f"epoch {len(self.lines) + 1}/{self.epochs} runs" if self.lines else "starting, then epoch 1"
-            self._draw(waiting if len(self.lines) < self.epochs else "finishing")
+            with contextlib.suppress(OSError, ValueError):  # a report that is half written is read next time
+                self._read()
+            done = len(self.lines)
+            running = f"epoch {done + 1}/{self.epochs} is running" if done else "starting, then epoch 1"
+            running = running if done < self.epochs else "finishing"
+            self._draw(f"{running} … {time.monotonic() - self.start:.0f} s")
 
-    def _look(self):
+    def _read(self):
         filesystem, path = reports_folder(self.run)
         selector = pyarrow.fs.FileSelector(path, allow_not_found=True)
         for file in sorted(filesystem.get_file_info(selector), key=lambda info: info.path):
@@ -114,17 +97,13 @@ class _Display:
             if self.handle is None:
                 print(self.lines[-1])
 
-    def _draw(self, waiting):
-        if self.handle is None:
-            return
-        from IPython.display import publish_display_data
+    def _draw(self, last_line):
+        if self.handle is not None:
+            self.handle.update(_Text("\n".join([f"{self.run.name} · workers: {self.workers}", *self.lines, last_line])))
 
-        seconds = time.monotonic() - self.start
-        last = f"{waiting} … {seconds:.0f} s" if waiting else f"fit() took {seconds:.0f} s in all"
-        text = "\n".join([f"{self.run.name} · workers: {self.workers}", *self.lines, last])
-        publish_display_data(
-            {"text/plain": text},
-            transient={"display_id": self.handle},
-            update=self.shown_first,
-        )
-        self.shown_first = True
+
+class _Text(str):
+    """A text that a notebook shows as it is, without quotation marks."""
+
+    def __repr__(self):
+        return str(self)

@@ -1,15 +1,15 @@
-"""Every choice a reader can make, read once and checked once.
+"""Every choice a learner can make, read once and checked once.
 
-A choice comes from, in this order: an environment variable `TUTORIAL_*`, what was saved by `choose()` in a notebook,
-the default. `choose()` writes to `storage/settings.json` in the project's folder, so a choice made in lesson 00 holds
-in the later lessons without restarting JupyterLab; `make clean` forgets it.
+A choice comes from, in this order: an environment variable `TUTORIAL_*`, what `choose()` saved for all lessons in the
+project's `storage/settings.json`, the default. `make clean` deletes that file.
 """
 
 import json
 import os
 import re
 import tempfile
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -21,53 +21,60 @@ class SettingError(ValueError):
     """A setting has a value that is not allowed; the message says which are."""
 
 
+def _setting(default, allowed: str, is_allowed: Callable):
+    """One line of the table below: the default, what is allowed in words, and the same as a test."""
+    return field(default=default, metadata={"allowed": allowed, "is_allowed": is_allowed})
+
+
+def _one_of(default: str, *others: str):
+    names = (default, *others)
+    return _setting(default, f"{', '.join(names[:-1])} or {names[-1]}", lambda value: value in names)
+
+
+def _is_data(value: str) -> bool:
+    return value in ("digits", "cifar10") or Path(value).expanduser().is_dir()
+
+
+def _is_archive(value: str) -> bool:
+    return not value or Path(value).expanduser().is_file()
+
+
 @dataclass(frozen=True, repr=False)
 class Settings:
-    """The reader's choices. Each field `name` is the variable `TUTORIAL_NAME`.
+    """The learner's choices. Each field `name` is the variable `TUTORIAL_NAME`."""
 
-    Attributes:
-        data: `digits`, `cifar10`, or the path of a folder `<split>/<class>/*.{jpg,jpeg,png}`.
-        epochs: passes over the training split, 1 to 1000.
-        workers: training worker processes; 0 means as many as suit this machine or cluster.
-        batch_size: the global batch size in pictures, shared by all workers, 2 to 65536.
-        learning_rate: the highest learning rate of the one-cycle schedule.
-        seed: of the weights and of the shuffle inside each worker; augmentation and the order of blocks differ anyway.
-        storage: where data, runs and checkpoints go: a local folder or a URI such as `s3://bucket/path`.
-        cifar10_archive: a CIFAR-10 archive that the reader has; empty means download or look in the data folder.
-        flip: mirror pictures at random when augmenting: `yes`, `no`, or `auto`, which spares the digits.
-        unreadable: what to do with a picture that can't be decoded: `stop` or `skip`.
-        logs: `quiet`, or `verbose` to see Ray's own logs in the notebook.
-    """
-
-    data: str = "digits"
-    epochs: int = 4
-    workers: int = 0
-    batch_size: int = 64
-    learning_rate: float = 0.03
-    seed: int = 42
-    storage: str = str(DEFAULT_STORAGE)
-    cifar10_archive: str = ""
-    flip: str = "auto"
-    unreadable: str = "stop"
-    logs: str = "quiet"
+    # A folder of images is `<split>/<class>/…` or `<class>/…`. Augmentation differs in each run, whatever the seed is.
+    data: str = _setting("digits", "digits, cifar10, or the path of a folder that holds images", _is_data)
+    epochs: int = _setting(4, "a whole number from 1 to 1000", lambda n: 1 <= n <= 1000)  # passes over `train`
+    workers: int = _setting(
+        0, "a whole number from 1 to 1024, or 0 for as many as suit the machine", lambda n: 0 <= n <= 1024
+    )
+    batch_size: int = _setting(64, "a whole number from 2 to 65536", lambda n: 2 <= n <= 65536)  # of all workers
+    learning_rate: float = _setting(0.03, "a number above 0, at most 10", lambda x: 0 < x <= 10)  # the highest
+    seed: int = _setting(42, "a whole number from 0 to 2147483647", lambda n: 0 <= n < 2**31)  # weights, shuffle
+    image_size: int = _setting(32, "a whole number of pixels from 8 to 1024", lambda n: 8 <= n <= 1024)  # width, height
+    storage: str = _setting(str(DEFAULT_STORAGE), "a folder, or a URI such as s3://bucket/path", bool)
+    cifar10_archive: str = _setting("", "the path of a file cifar-10-python.tar.gz that exists", _is_archive)
+    flip: str = _one_of("auto", "yes", "no")  # mirror images at random when augmenting; auto: all data but the digits
+    on_bad_image: str = _one_of("stop", "skip")  # what to do with an image that can't be decoded
+    logs: str = _one_of("quiet", "verbose")  # verbose shows Ray's own logs in the notebook
 
     def __repr__(self) -> str:
-        chosen = asdict(self)
-        chosen["workers"] = self.workers or "0, as many as suit the machine"
-        chosen["cifar10_archive"] = self.cifar10_archive or "none given"
-        return "\n".join(f"{name:<16} {value}" for name, value in chosen.items())
+        words = {"workers": "0, as many as suit the machine", "cifar10_archive": "none given"}
+        shown = {name: value or words.get(name, value) for name, value in asdict(self).items()}
+        return "\n".join(f"{name:<16} {value}" for name, value in shown.items())
 
     @property
     def data_name(self) -> str:
         """A short name of the data source for run names and titles: `digits`, `cifar`, or the folder's name."""
         if self.data in ("digits", "cifar10"):
             return self.data.removesuffix("10")
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(self.data).name).strip("-") or "pictures"
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(self.data).name).strip("-.") or "images"
         return f"{name}-folder" if name in ("digits", "cifar") else name
 
     @property
     def flips(self) -> bool:
-        """Whether augmentation mirrors pictures: a mirrored bird is a bird, a mirrored 2 is no digit."""
+        """Whether augmentation mirrors images: a mirrored bird is a bird, a mirrored 2 is not a digit."""
         return self.flip == "yes" or (self.flip == "auto" and self.data != "digits")
 
     def path(self, *parts: str) -> str:
@@ -76,142 +83,90 @@ class Settings:
 
 
 def load() -> Settings:
-    """Read the reader's choices as they stand now.
-
-    Raises:
-        SettingError: a value is not allowed; the sentence names the setting, the value and what is allowed.
-    """
-    saved = _saved_choices()
-    values = {}
-    for field in fields(Settings):
-        variable = f"TUTORIAL_{field.name.upper()}"
-        if os.environ.get(variable, "") != "":
-            values[field.name] = _parse(variable, os.environ[variable], field.type)
-        elif field.name in saved:
-            values[field.name] = saved[field.name]
+    """Read the learner's choices as they stand now; a SettingError names a value that is not allowed, and what is."""
+    values = _saved_choices()
+    kinds = {f.name: f.type for f in fields(Settings)}
+    for variable, text in env_overrides().items():
+        name = variable.removeprefix("TUTORIAL_").lower()
+        try:
+            values[name] = kinds[name](text)
+        except ValueError:
+            noun = "whole number" if kinds[name] is int else "number"
+            raise SettingError(f"{variable}={text!r} is not a {noun}.") from None
     return _checked(Settings(**values))
 
 
 def choose(**choices) -> Settings:
-    """Save choices for this and the later lessons, and return the settings as they now stand.
-
-    Without arguments nothing changes. `None` returns a setting to its default. An environment variable still wins.
-
-    Raises:
-        SettingError: a name is unknown or a value is not allowed; nothing is saved then.
-    """
-    names = [field.name for field in fields(Settings)]
-    unknown = sorted(set(choices) - set(names))
-    if unknown:
+    """Save choices, `None` for a default, and return the settings; or raise SettingError and save nothing."""
+    names = [f.name for f in fields(Settings)]
+    if unknown := sorted(set(choices) - set(names)):
         raise SettingError(f"There is no setting {unknown[0]!r}. The settings are: {', '.join(names)}.")
-    saved = {**_saved_choices(), **choices}
-    saved = {name: value for name, value in saved.items() if value is not None}
+    saved = {name: value for name, value in {**_saved_choices(), **choices}.items() if value is not None}
     checked = asdict(_checked(Settings(**saved)))
     if choices:
-        SAVED_CHOICES.parent.mkdir(parents=True, exist_ok=True)
-        beside = SAVED_CHOICES.with_suffix(f".{os.getpid()}")
-        beside.write_text(json.dumps({name: checked[name] for name in saved}, indent=2))
-        beside.replace(SAVED_CHOICES)
+        try:
+            SAVED_CHOICES.parent.mkdir(parents=True, exist_ok=True)
+            temporary = SAVED_CHOICES.with_suffix(f".{os.getpid()}")
+            temporary.write_text(json.dumps({name: checked[name] for name in saved}, indent=2))
+            temporary.replace(SAVED_CHOICES)
+        except OSError as error:
+            variables = " ".join(f"TUTORIAL_{name.upper()}={value}" for name, value in choices.items())
+            what = f"The choices can't be saved in {SAVED_CHOICES} ({error.strerror})"
+            raise SettingError(f"{what}: start JupyterLab with {variables} instead.") from error
     return load()
 
 
 def make_paths_absolute() -> None:
     """Rewrite relative paths in TUTORIAL_* variables, for notebooks that will run in another folder."""
-    chosen = load()
+    cfg = load()
     for name in ("data", "storage", "cifar10_archive"):
-        if f"TUTORIAL_{name.upper()}" in overridden():
-            os.environ[f"TUTORIAL_{name.upper()}"] = getattr(chosen, name)
+        if f"TUTORIAL_{name.upper()}" in env_overrides():
+            os.environ[f"TUTORIAL_{name.upper()}"] = getattr(cfg, name)
 
 
-def require_writable(chosen: Settings) -> None:
-    """Raise a sentence when the storage folder can't be made or written; a URI is checked when it is first used.
-
-    Raises:
-        SettingError: names the folder, the reason and the remedy.
-    """
-    if "://" in chosen.storage:
+def require_writable(cfg: Settings) -> None:
+    """Raise SettingError when the storage folder can't be made or written; a URI is checked when it is first used."""
+    if "://" in cfg.storage:
         return
     try:
-        Path(chosen.storage).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=chosen.storage):
+        Path(cfg.storage).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cfg.storage):
             pass
     except OSError as error:
-        raise SettingError(
-            f"The storage folder {chosen.storage} can't be written ({error.strerror}): "
-            "set TUTORIAL_STORAGE to a folder that you may write to."
-        ) from error
+        what = f"The storage folder {cfg.storage} can't be written ({error.strerror})"
+        raise SettingError(f"{what}: set TUTORIAL_STORAGE to a folder that you may write to.") from error
 
 
-def overridden() -> dict[str, str]:
+def env_overrides() -> dict[str, str]:
     """The environment variables that override a choice at present: their names and values."""
-    variables = [f"TUTORIAL_{field.name.upper()}" for field in fields(Settings)]
+    variables = [f"TUTORIAL_{f.name.upper()}" for f in fields(Settings)]
     return {name: os.environ[name] for name in variables if os.environ.get(name, "") != ""}
+
+
+def is_chosen(name: str) -> bool:
+    """Whether the learner chose the setting `name`, by a variable or by `choose()`; else it has its default."""
+    return f"TUTORIAL_{name.upper()}" in env_overrides() or name in _saved_choices()
 
 
 def _saved_choices() -> dict:
     try:
         saved = json.loads(SAVED_CHOICES.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:
-        raise SettingError(
-            f"The saved choices in {SAVED_CHOICES} can't be read ({error}); delete that file."
-        ) from error
-    known = {field.name for field in fields(Settings)}
-    return {name: value for name, value in saved.items() if name in known}
+        what = f"The saved choices in {SAVED_CHOICES} can't be read"
+        raise SettingError(f"{what} ({error}); delete that file.") from error
+    return {f.name: saved[f.name] for f in fields(Settings) if f.name in saved}
 
 
-def _parse(variable: str, text: str, kind: type):
-    try:
-        return kind(text)
-    except ValueError:
-        noun = "whole number" if kind is int else "number"
-        raise SettingError(f"{variable}={text!r} is not a {noun}.") from None
-
-
-def _checked(chosen: Settings) -> Settings:
-    """Return `chosen` with paths made absolute, or raise the sentence that says what is allowed."""
-
-    def fail(name: str, allowed: str):
-        value = getattr(chosen, name)
-        raise SettingError(f"The setting {name} (TUTORIAL_{name.upper()}) can't be {value!r}: use {allowed}.")
-
-    for field in fields(Settings):
-        value = getattr(chosen, field.name)
-        if field.type is float and isinstance(value, int) and not isinstance(value, bool):
-            continue
-        if not isinstance(value, field.type) or isinstance(value, bool):
-            fail(field.name, f"a value of type {field.type.__name__}")
-    if not 1 <= chosen.epochs <= 1000:
-        fail("epochs", "a whole number from 1 to 1000")
-    if not 0 <= chosen.workers <= 1024:
-        fail("workers", "a whole number from 1 to 1024, or 0 for as many as suit the machine")
-    if not 2 <= chosen.batch_size <= 65536:
-        fail("batch_size", "a whole number from 2 to 65536")
-    if not 0 < chosen.learning_rate <= 10:
-        fail("learning_rate", "a number above 0, at most 10")
-    if not 0 <= chosen.seed < 2**31:
-        fail("seed", "a whole number from 0 to 2147483647")
-    if chosen.flip not in ("auto", "yes", "no"):
-        fail("flip", "yes, no or auto")
-    if chosen.unreadable not in ("stop", "skip"):
-        fail("unreadable", "stop or skip")
-    if chosen.logs not in ("quiet", "verbose"):
-        fail("logs", "quiet or verbose")
-
-    absolute = {}
-    if chosen.data not in ("digits", "cifar10"):
-        folder = Path(chosen.data).expanduser()
-        if not folder.is_dir():
-            fail("data", "digits, cifar10, or the path of a folder that holds train/<class>/*.jpg")
-        absolute["data"] = str(folder.resolve())
-    if chosen.cifar10_archive:
-        archive = Path(chosen.cifar10_archive).expanduser()
-        if not archive.is_file():
-            fail("cifar10_archive", "the path of a file cifar-10-python.tar.gz that exists")
-        absolute["cifar10_archive"] = str(archive.resolve())
-    if not chosen.storage:
-        fail("storage", "a folder, or a URI such as s3://bucket/path")
-    if "://" not in chosen.storage:
-        absolute["storage"] = str(Path(chosen.storage).expanduser().resolve())
-    return Settings(**{**asdict(chosen), **absolute})
+def _checked(cfg: Settings) -> Settings:
+    """Return `cfg` with paths made absolute, or raise the sentence that says what is allowed."""
+    for f in fields(Settings):
+        value = getattr(cfg, f.name)
+        right_type = isinstance(value, (int, float) if f.type is float else f.type) and not isinstance(value, bool)
+        if not right_type or not f.metadata["is_allowed"](value):
+            allowed = f.metadata["allowed"] if right_type else f"a value of type {f.type.__name__}"
+            raise SettingError(f"The setting {f.name} (TUTORIAL_{f.name.upper()}) can't be {value!r}: use {allowed}.")
+    paths = {name: getattr(cfg, name) for name in ("data", "storage", "cifar10_archive")}
+    local = {n: path for n, path in paths.items() if path not in ("digits", "cifar10", "") and "://" not in path}
+    return replace(cfg, **{name: str(Path(path).expanduser().resolve()) for name, path in local.items()})

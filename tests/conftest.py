@@ -1,5 +1,6 @@
-"""One warm local Ray for all tests and notebooks, and settings that no test takes from the machine it runs on."""
+"""One local Ray for the tests and notebooks that need it, and settings that no test takes from its machine."""
 
+import contextlib
 import os
 import random
 import re
@@ -10,9 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from support import make_image_folder, ray_processes
+
 
 def pytest_configure(config):
-    """Start from the defaults: a reader's variables and saved choices reach neither tests nor notebooks."""
+    """Start from the defaults: a learner's variables and saved choices reach neither tests nor notebooks."""
     for name in [name for name in os.environ if name.startswith("TUTORIAL_")]:
         del os.environ[name]
     config.storage_of_tests = tempfile.mkdtemp(prefix="tutorial-tests-")
@@ -20,6 +23,7 @@ def pytest_configure(config):
     os.environ["TUTORIAL_CHOICES"] = f"{config.storage_of_tests}/settings.json"
     config.order = config.getoption("--order") or random.randrange(1, 10000)
     config.minutes_off = []
+    config.ray = contextlib.ExitStack()
 
 
 def pytest_addoption(parser):
@@ -42,6 +46,37 @@ def pytest_collection_modifyitems(config, items):
     items[:] = others[:first_after] + lessons + others[first_after:]
 
 
+def start_ray(config):
+    """Start the Ray that tests and notebooks share, once; the notebooks' kernels find it by RAY_ADDRESS."""
+    from helpers import cluster
+
+    if not os.environ.get("RAY_ADDRESS"):
+        config.ray.enter_context(cluster.shared_ray())
+
+
+@pytest.fixture(scope="session")
+def shared_ray(request):
+    """Ask for this where a test needs Ray, so that the others start none."""
+    start_ray(request.config)
+
+
+def pytest_runtest_setup(item):
+    """Start Ray before the first notebook: notebooks can't ask for a fixture."""
+    if item.nodeid.endswith(".ipynb"):
+        start_ray(item.config)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop(session):
+    """End Ray after the last test, and fail when processes are left."""
+    result = yield
+    session.config.ray.close()
+    _, alive = psutil.wait_procs(ray_processes(), timeout=20)
+    if alive:
+        pytest.exit(f"left running by the suite: {[process.name() for process in alive]}", returncode=1)
+    return result
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     """Compare a lesson's running time with the one in its header."""
@@ -61,7 +96,7 @@ def seconds_stated(text):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """Tell of headers that are off by more than a third; machines differ, so that is no failure."""
+    """List headers that are off by more than a third; machines differ, so that is no failure."""
     if config.minutes_off:
         terminalreporter.section("lessons whose stated minutes are off by more than a third")
         for line in config.minutes_off:
@@ -73,47 +108,12 @@ def pytest_unconfigure(config):
     shutil.rmtree(config.storage_of_tests, ignore_errors=True)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtestloop(session):
-    """Keep Ray running for as long as tests run; the notebooks' kernels find it by RAY_ADDRESS, as under `make run`."""
-    if session.config.option.collectonly:
-        return (yield)
-    from helpers import cluster
-
-    with cluster.shared():
-        result = yield
-    _, alive = psutil.wait_procs(ray_processes(), timeout=20)
-    if alive:
-        pytest.exit(f"left running by the suite: {[process.name() for process in alive]}", returncode=1)
-    return result
-
-
-def ray_processes():
-    """The raylets, their agents and the workers of every Ray that these tests or their lessons started."""
-    found = set()
-    for process in psutil.process_iter(["cmdline", "environ"]):
-        command = " ".join(process.info["cmdline"] or [])
-        ours = (process.info["environ"] or {}).get("TUTORIAL_CHOICES") == os.environ["TUTORIAL_CHOICES"]
-        if ours and any(sign in command for sign in ("ray::", "/ray/core/", "/ray/_private/", "/ray/dashboard/")):
-            found.add(process)
-    return found
-
-
 @pytest.fixture
-def folder_of_pictures(tmp_path):
-    """Make a folder train/<class>/*.png and test/<class>/*.png of two easy classes in several sizes and modes."""
-    import numpy as np
-    from PIL import Image
-
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 24), ("test", 7)):
-        for name, mean in (("dark", 60), ("light", 190)):
-            folder = tmp_path / "pictures" / split / name
-            folder.mkdir(parents=True)
-            for index in range(count):
-                size = (20 + 7 * (index % 5), 24 + 5 * (index % 3))
-                pixels = rng.normal(mean, 25, (size[1], size[0], 3)).clip(0, 255).astype(np.uint8)
-                picture = Image.fromarray(pixels)
-                suffix = ("png", "jpg", "JPEG")[index % 3]
-                (picture.convert("L") if index % 4 == 0 else picture).save(folder / f"{index:03d}.{suffix}")
-    return tmp_path / "pictures"
+def image_folder(tmp_path):
+    """A folder train/<class>/* and test/<class>/* of two easy classes in several sizes and formats."""
+    return make_image_folder(
+        tmp_path / "images",
+        {"train": 24, "test": 7},
+        size=lambda index: (20 + 7 * (index % 5), 24 + 5 * (index % 3)),
+        suffixes=("png", "jpg", "JPEG"),
+    )

@@ -1,0 +1,289 @@
+"""Where the images come from: the digits inside scikit-learn, CIFAR-10, or a folder of one's own."""
+
+import contextlib
+import os
+import re
+import stat
+import tempfile
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+
+from helpers.preprocessing import image_ids
+from helpers.settings import DEFAULT_STORAGE, Settings
+
+SPLITS = ("train", "validation", "test")
+SPLIT_NAMES = dict(zip(SPLITS, SPLITS, strict=True)) | {"training": "train", "testing": "test"}
+SPLIT_NAMES |= dict.fromkeys(("val", "valid", "dev"), "validation")
+
+# All that Pillow opens, and HEIC images, which it can't open and which are refused by name.
+Image.preinit()  # the usual formats first, or Pillow would try twenty others before JPEG
+NO_IMAGES = ("BUFR", "GRIB", "HDF5", "MPEG", "PALM", "PDF")
+SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind not in NO_IMAGES}
+SUFFIXES |= {".heic", ".heif"}
+
+# Hidden files and folders, and what systems and network drives leave behind.
+HIDDEN = re.compile(
+    r"\..*|(eh)?thumbs\.db|desktop\.ini|icon\r|__macosx|__pycache__|lost\+found|found\.000|recycler|\$recycle\.bin|"
+    r"system volume information|network trash folder|temporary items|[@#](eadir|tmp|(recently-)?snapshot|recycle)",
+    re.IGNORECASE | re.DOTALL,
+)
+
+# Why Pillow does not know a file, by the bytes that it begins with.
+REASONS = {
+    rb"\Z": "is empty: copy it again or delete it",
+    rb".{4}ftyp(hei|hev|hif|mif1|msf1)": "is HEIC, which Pillow can't read: convert it to JPEG or PNG",
+    rb".{4}JXL |\xff\x0a": "is JPEG XL, which Pillow can't read: convert it to JPEG or PNG",
+    rb".{4}ftyp(?!avi)|\x1aE\xdf\xa3|RIFF.{4}AVI ": "is a video: delete it or export its frames",
+    rb"version https://git-lfs": "is only a pointer to a file in Git LFS: fetch it with `git lfs pull`",
+    rb"\s*(<\?xml.*)?<svg": "is an SVG drawing, which Pillow can't read: export it as PNG",
+    rb"\s*<": "is a web page, not an image: download it again or delete it",
+    rb"%PDF|PK\x03\x04|\x1f\x8b|Rar!": "is a document or an archive, not an image: delete it",
+    rb"[\t\n\r -~]+\Z": "is text, not an image: delete it",
+    rb"": "is no image that Pillow knows, or its beginning is damaged: copy it again or delete it",
+}
+
+# Drawing programs store long texts in a PNG. Pillow would refuse an image with a text of more than 1 MB.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+
+
+class DataError(ValueError):
+    """A data source can't be used; the message says what is wrong and what to do."""
+
+    def __init__(self, sentence: str):
+        super().__init__(printable(sentence))
+
+
+def digits() -> dict:
+    """Return `class_names` and, for each split, uint8 (count, 8, 8, 3) and int64 (count,): 1,260, 180, 357 digits."""
+    # Source: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI repository, 1998.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    scans = load_digits()
+    images = np.repeat((scans.images * (255 / 16)).astype(np.uint8)[..., None], 3, axis=-1)
+    train, test = train_test_split(np.arange(len(images)), test_size=357, stratify=scans.target, random_state=0)
+    source = {"test": (images[test], scans.target[test]), "class_names": [str(digit) for digit in range(10)]}
+    return source | _with_validation(images[train], scans.target[train], share=1 / 8)
+
+
+def cifar10(cfg: Settings) -> dict:
+    """Return CIFAR-10 as `digits` does: 45,000, 5,000 and 10,000 images of 32×32 pixels in a fixed random order."""
+    # Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import extract_archive
+
+    source = {}
+    with tempfile.TemporaryDirectory() as unpacked:
+        extract_archive(cifar10_archive(cfg), unpacked)
+        for split in ("train", "test"):
+            part = CIFAR10(unpacked, train=split == "train")
+            order = np.random.default_rng(0).permutation(len(part.data))
+            source[split] = (part.data[order], np.asarray(part.targets)[order])
+        source["class_names"] = part.classes
+    return source | _with_validation(*source["train"], share=1 / 10)
+
+
+def cifar10_archive(cfg: Settings) -> str:
+    """Return the path of a sound CIFAR-10 archive: the learner's, or the data folder's, downloaded; or DataError."""
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_integrity, download_url
+
+    root = cfg.storage if "://" not in cfg.storage else str(DEFAULT_STORAGE)
+    archive = Path(cfg.cifar10_archive or Path(root, "data", CIFAR10.filename))
+    if not archive.exists():
+        print(f"Downloading CIFAR-10 (162 MB) to {archive}; an archive that you have can go there instead.")
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=archive.parent) as beside:
+            try:
+                download_url(CIFAR10.url, beside, CIFAR10.filename, CIFAR10.tgz_md5)
+            except Exception as error:
+                raise DataError(
+                    f"CIFAR-10 could not be downloaded ({error}). Put {CIFAR10.filename} from another machine into "
+                    f"{archive.parent}, or name it in TUTORIAL_CIFAR10_ARCHIVE, or go on with TUTORIAL_DATA=digits."
+                ) from error
+            Path(beside, CIFAR10.filename).replace(archive)
+    if not check_integrity(archive, CIFAR10.tgz_md5):
+        what = f"{archive} is not the whole archive (it has {archive.stat().st_size:,} bytes)"
+        raise DataError(f"{what}: delete it or put a whole copy there.")
+    return str(archive)
+
+
+def resize(images: np.ndarray, size: int) -> np.ndarray:
+    """Return uint8 (count, size, size, 3), in a temporary file if images are resized, since they may be large."""
+    if images.shape[1] == size:
+        return images
+    resized = np.memmap(tempfile.TemporaryFile(), np.uint8, shape=(len(images), size, size, 3))
+    for image, place in zip(images, resized, strict=True):
+        place[:] = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
+    return resized
+
+
+def draw(labels: np.ndarray, ids: np.ndarray, share: float) -> np.ndarray:
+    """Choose `share` of each class, and at least one image if the class has two different ones: bool (count,)."""
+    # The content hashes `ids` (count,) decide: equal images are chosen together or not at all, in any order the same.
+    equal = defaultdict(list)
+    for index in np.argsort(ids).tolist():
+        equal[ids[index]].append(index)
+    groups = [(indices, set(labels[indices].tolist())) for indices in sorted(equal.values(), key=len)]
+    left = Counter(label for _, classes in groups for label in classes)
+    wanted = np.maximum(1, np.diff(np.round(np.cumsum(np.bincount(labels)) * share), prepend=0))
+    chosen = np.zeros(len(labels), bool)
+    for indices, classes in groups:
+        if all(wanted[label] > 0 and left[label] > 1 for label in classes):
+            chosen[indices] = True
+            left.subtract(classes)
+            np.subtract.at(wanted, labels[indices], 1)
+    return chosen
+
+
+def list_folder(folder: str) -> tuple[list[tuple], list[str]]:
+    """List split, class name, path, bytes and time of change of each image; return also notes on what is left out."""
+    # They are in `<split>/<class>/**/*`, or in `<class>/**/*`, which then is all for training.
+    passed_over, found, notes = Counter(), {}, []
+    _, below, loose = next(_walk(folder, passed_over))
+    splits = {name: SPLIT_NAMES[name.lower()] for name in below if name.lower() in SPLIT_NAMES}
+    if splits:
+        others = [name for name in below if name not in splits]
+        passed_over[f"folder that is no split ({', '.join(others[:3])})"] = len(others)
+        passed_over["image outside a class folder"] = len(loose)
+    else:
+        splits, passed_over = {".": "train"}, Counter()
+    if len(set(splits.values())) < len(splits):
+        raise DataError(f"{folder} has two folders for one split among {', '.join(splits)}: put all into one of them.")
+    if "train" not in splits.values():
+        raise DataError(f"{folder} has no folder train/: put the images for training into train/<class>/.")
+    for name, split in sorted(splits.items(), key=lambda item: SPLITS.index(item[1])):
+        classes, place = found.setdefault(split, defaultdict(list)), Path(folder, name)
+        for parts, _, images in _walk(str(place), passed_over):
+            if {"train", "training"} & {part.lower() for part in parts[1:2]}:
+                remedy = "set TUTORIAL_DATA to it, or fill train/<class>/."
+                raise DataError(f"{place / parts[0]} has a folder train/: {remedy}")
+            if parts:
+                classes[unicodedata.normalize("NFC", printable(parts[0]))] += images
+            else:
+                passed_over["image outside a class folder"] += len(images)
+        if not classes:
+            raise DataError(f"{place} has no class folders: sort its images into {name}/<class>/, or move it away.")
+        if empty := sorted(class_name for class_name, images in classes.items() if not images):
+            raise DataError(f"{place}/{empty[0]} holds no image that Pillow reads: add some, or move the folder away.")
+        if strange := sorted(classes.keys() - found["train"].keys()):
+            raise DataError(f"{place} has the class {strange[0]}, and train has not: add it there, or remove it here.")
+        if lacking := sorted(found["train"].keys() - classes.keys()):
+            notes.append(f"{split} has no image of {', '.join(lacking[:3])}{' …' if lacking[3:] else ''}.")
+    if len(only := list(found["train"])) < 2:
+        raise DataError(f"{folder} has one class, {only[0]}, and needs two. Are they in it? Set TUTORIAL_DATA to it.")
+    if counted := ", ".join(f"{count} × {kind}" for kind, count in sorted(passed_over.items()) if count):
+        notes.append(f"Passed over in {folder}: {counted}.")
+    listing = [(split, name, *image) for split in found for name, images in found[split].items() for image in images]
+    return sorted(listing, key=lambda image: image[:3]), [printable(note) for note in notes]
+
+
+def _walk(folder: str, passed_over: Counter):
+    """Yield folders, links followed, as `os.walk` does, but their place below `folder` and only visible images."""
+    for parent, below, names in os.walk(folder, followlinks=True, onerror=_stop):
+        images = []
+        hidden = {name for name in below + names if HIDDEN.fullmatch(name)}
+        passed_over["hidden or system file or folder"] += len(hidden)
+        below[:] = sorted(set(below) - hidden)
+        for path in (Path(parent, name) for name in below):
+            if path.is_symlink() and any(above.resolve().is_relative_to(path.resolve()) for above in path.parents):
+                raise DataError(f"The link {path} leads back to a folder that it is in: remove it.")
+        for name in sorted(set(names) - hidden):
+            path, suffix, status = os.path.join(parent, name), os.path.splitext(name)[1].lower(), None
+            try:
+                status = os.stat(path)
+            except OSError as error:
+                if suffix not in SUFFIXES:
+                    _stop(error)
+            if suffix not in SUFFIXES or (status and not stat.S_ISREG(status.st_mode)):
+                passed_over[f"{suffix} file" if suffix else "file without a suffix"] += 1
+            else:  # one without a status is refused when it is to be decoded
+                images.append((path, status and status.st_size, status and status.st_mtime_ns))
+        yield Path(parent).relative_to(folder).parts, below, images
+
+
+def _stop(error: OSError):
+    raise DataError(f"{error.filename} {_trouble(error.filename, error)}") from error
+
+
+def decode(paths: Iterable[str], size: int) -> tuple[np.ndarray, list[int], dict[str, str]]:
+    """Return uint8 (count, size, size, 3) cropped in the middle, the images' indices, and what is wrong with others."""
+    images, refused = {}, {}
+    for index, path in enumerate(paths):
+        try:
+            images[index] = _decode(path, size)
+        except Exception as error:  # Pillow raises many kinds for a damaged file
+            refused[path] = printable(f"The image {path} {_trouble(path, error)}")
+    return np.array(list(images.values()), np.uint8).reshape(-1, size, size, 3), list(images), refused
+
+
+def printable(text: str) -> str:
+    """Return `text` in one line, with escapes for line breaks and for bytes of file names that are not UTF-8."""
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace").replace("\n", "\\n")
+
+
+def _decode(path: str, size: int) -> np.ndarray:
+    with Image.open(path) as image:
+        image.draft("RGB", (size, size))  # lets a JPEG be decoded at a fraction of its size
+        image.load()
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            image = _to_eight_bits(image)
+        with contextlib.suppress(Exception):  # a sound image can have a damaged EXIF block
+            ImageOps.exif_transpose(image, in_place=True)
+        if image.mode != "RGB" or image.has_transparency_data:
+            image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+        if image.size != (size, size):
+            image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+        if image.mode == "RGB":
+            return np.asarray(image)
+        pixels = np.asarray(image, np.float32)
+    colours, alpha = pixels[..., :3], pixels[..., 3:] / 255
+    drawn = (colours * alpha).sum() / max(3 * alpha.sum(), 1e-9)
+    ground = 0 if drawn > 215 else 255  # black where the drawing is nearly white itself
+    return (colours * alpha + ground * (1 - alpha)).round().astype(np.uint8)
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Scale grey values by the smallest usual range that holds them; where none does, from least to most."""
+    values = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0)
+    low, high = values.min(), values.max()
+    tops = [1, 255, 4095, 65535] if image.mode == "F" else [255, 4095, 65535]  # 12 bits are stored in 16, unsaid
+    if image.mode != "F" and not (values % 257).any():
+        tops = [65535]  # 8 bits that a program has written as 16
+    if low >= 0 and high <= 65535:
+        low, high = 0, next(top for top in tops if high <= top)
+    grey = ((values - low) * (255 / max(high - low, 1e-9))).round().astype(np.uint8)
+    if getattr(image, "tag_v2", {}).get(262) == 0:  # a TIFF in which 0 is white: Pillow heeds it up to 8 bits
+        grey = 255 - grey
+    scaled = Image.fromarray(grey)
+    scaled.info = {key: value for key, value in image.info.items() if key != "transparency"}
+    if "transparency" in image.info:
+        scaled.putalpha(Image.fromarray((values != image.info["transparency"]).astype(np.uint8) * 255))
+    return scaled
+
+
+def _trouble(path: str, error: Exception) -> str:
+    """Return the end of a sentence: why `path` can't be read, and the remedy."""
+    if isinstance(error, Image.DecompressionBombError):
+        pixels, limit = (int(number) / 1e6 for number in re.findall(r"\d+", str(error))[:2])
+        return f"has {pixels:.0f} megapixels, and Pillow's limit is {limit:.0f}: shrink it."
+    if isinstance(error, OSError) and error.errno:
+        if os.path.islink(path) and not os.path.exists(path):
+            return "is a link that leads nowhere: repair or remove it."
+        return f"can't be read ({error.strerror}): change its permissions, or move it elsewhere."
+    if isinstance(error, UnidentifiedImageError):
+        with open(path, "rb") as stream:
+            start = stream.read(512)
+        return next(why for begin, why in REASONS.items() if re.match(begin, start, re.DOTALL | re.IGNORECASE)) + "."
+    what = "is truncated" if "truncated" in str(error) else "can't be decoded"
+    return f"{what} ({error}): copy it again, convert it or delete it."
+
+
+def _with_validation(images: np.ndarray, labels: np.ndarray, share: float) -> dict:
+    chosen = draw(labels, image_ids(images), share)
+    return {"train": (images[~chosen], labels[~chosen]), "validation": (images[chosen], labels[chosen])}
