@@ -5,14 +5,21 @@ import re
 
 import nbformat
 import pytest
-from conftest import seconds_stated
 
+from conftest import seconds_stated
 from helpers import evaluation, settings
 
 NOTEBOOKS = sorted((settings.PROJECT / "notebooks").glob("*.ipynb"))
 HELPERS = {path.stem: path for path in (settings.PROJECT / "helpers").glob("*.py")}
 README = (settings.PROJECT / "README.md").read_text()
-SECTIONS = ("**What you will learn**", "**Minutes:**", "**Before this:**", "## Try it", "**To argue about:**")
+SECTIONS = (
+    "**What you will learn**",
+    "**Minutes:**",
+    "**Before this:**",
+    "## Try it",
+    "**Think it through:**",
+    "<details>",
+)
 # What a lesson builds up to and helpers holds; a lesson may define more, for itself alone.
 TAUGHT = {
     "01_data_loading": {"data": ["to_table", "write_split"]},
@@ -24,25 +31,25 @@ TAUGHT = {
         "training": [
             "train_loop_ray_train_ray_data",
             "build_optimizer",
+            "Timer",
             "batch_totals",
             "share_buffers",
             "mean_over_workers",
             "evaluate",
             "report_with_checkpoint",
             "resume",
+            "gather_over_workers",
+            "get_random_state",
+            "set_random_state",
         ],
+        "preprocessing": ["image_ids"],
     },
     "04_torch_trainer": {
-        "trainer": ["build_datasets", "build_train_loop_config", "build_run_config"],
-        "sharding": ["KeepEveryRow"],
+        "trainer": ["build_datasets", "check_batch_size", "build_train_loop_config", "build_run_config"],
+        "data_config": ["KeepEvaluationRows"],
     },
-    "06_fault_tolerance": {"faults": ["Diary", "with_faults", "epochs_in_checkpoint", "build_short_trainer"]},
-    "08_batch_inference": {
-        "inference": ["Classifier", "add_fingerprint", "write_predictions", "check_picture", "PictureService", "ask"],
-    },
-    "09_tuning": {
-        "splitting": ["hash_fraction", "pick", "train_validation_split"],
-        "tuning": ["run_trial", "build_tuner"],
+    "06_fault_tolerance": {
+        "faults": ["StepLog", "kill_worker", "inject_faults", "epochs_in_checkpoint", "build_short_trainer"]
     },
 }
 
@@ -85,7 +92,7 @@ def test_no_outputs_are_committed(lesson):
             assert not cell.outputs and cell.execution_count is None
 
 
-def test_a_lesson_has_its_sections(lesson):
+def test_lesson_has_its_sections(lesson):
     name, notebook = lesson
     text = "\n".join(sources(notebook, "markdown"))
     for section in SECTIONS:
@@ -97,7 +104,7 @@ def test_a_lesson_has_its_sections(lesson):
     assert sources(notebook, "code")[-1].strip() == "cluster.disconnect()"
 
 
-def test_the_recap_matches_the_objectives(lesson):
+def test_lesson_recap_matches_its_objectives(lesson):
     _, notebook = lesson
     text = "\n".join(sources(notebook, "markdown"))
     objectives = re.search(r"\*\*What you will learn\*\*\n((?:- .*\n)+)", text)[1].count("\n- ") + 1
@@ -105,7 +112,7 @@ def test_the_recap_matches_the_objectives(lesson):
     assert objectives == recap and 3 <= objectives <= 4
 
 
-def test_the_readme_states_the_same_minutes(lesson):
+def test_readme_states_the_same_minutes(lesson):
     name, notebook = lesson
     header = sources(notebook, "markdown")[0]
     row = re.search(rf"\(notebooks/{name}\.ipynb\).*\| (\d+) min \| (\d+) s \|", README)
@@ -114,26 +121,26 @@ def test_the_readme_states_the_same_minutes(lesson):
     assert abs(int(row[2]) - seconds_stated(header)) <= max(5, int(row[2]) / 6)
 
 
-def test_an_exercise_has_a_hidden_solution_that_runs(lesson):
+def test_exercise_has_a_hidden_solution(lesson):
     _, notebook = lesson
     hidden = [cell for cell in notebook.cells if cell.metadata.get("jupyter", {}).get("source_hidden")]
     assert hidden and all("solution" in cell.metadata.tags and "assert" in cell.source for cell in hidden)
 
 
-def test_links_between_lessons_lead_somewhere(lesson):
+def test_links_lead_somewhere(lesson):
     _, notebook = lesson
     for text in sources(notebook, "markdown"):
         for alt, target in re.findall(r"\[([^\]]*)\]\(([^)]+)\)", text):
             assert target.startswith("https://") or (settings.PROJECT / "notebooks" / target).is_file(), target
-            assert len(alt) > 60 or not target.startswith("pictures/"), f"{target} needs words for who can't see it"
+            assert len(alt) > 60 or not target.startswith("images/"), f"{target} needs words for who can't see it"
 
 
-def test_the_first_lesson_names_all_the_others():
+def test_first_lesson_names_all_the_others():
     first = "\n".join(sources(nbformat.read(NOTEBOOKS[0], as_version=4), "markdown"))
     assert all(f"({path.name})" in first for path in NOTEBOOKS[1:])
 
 
-def test_the_same_cells_run_everywhere(lesson):
+def test_cells_run_everywhere(lesson):
     _, notebook = lesson
     for code in sources(notebook, "code"):
         assert not re.search(r"(?<![\w.])/(tmp|root|home|Users|mnt)\b", code), "an absolute path"
@@ -143,7 +150,7 @@ def test_the_same_cells_run_everywhere(lesson):
             assert len(code.splitlines()) <= 40, f"does not fit on a screen:\n{code}"
 
 
-def test_every_code_cell_is_introduced(lesson):
+def test_code_cells_are_introduced(lesson):
     _, notebook = lesson
     kinds = [cell.cell_type for cell in notebook.cells if "solution" not in cell.metadata.get("tags", [])]
     bare = sum(first == second == "code" for first, second in zip(kinds, kinds[1:], strict=False))
@@ -152,9 +159,9 @@ def test_every_code_cell_is_introduced(lesson):
 
 @pytest.mark.parametrize(
     ("stem", "module", "name"),
-    [(stem, module, name) for stem, rooms in TAUGHT.items() for module, names in rooms.items() for name in names],
+    [(stem, module, name) for stem, modules in TAUGHT.items() for module, names in modules.items() for name in names],
 )
-def test_what_a_lesson_defines_is_what_helpers_defines(stem, module, name):
+def test_definitions_equal_those_of_helpers(stem, module, name):
     notebook = nbformat.read(settings.PROJECT / "notebooks" / f"{stem}.ipynb", as_version=4)
     lesson = definitions("\n".join(sources(notebook, "code")))
     assert name in lesson, f"{stem} no longer defines {name}"
@@ -169,6 +176,6 @@ def test_the_series_trains_a_network_that_reads_digits():
         record = evaluation.latest(settings.load())
     except FileNotFoundError:
         pytest.skip("lesson 05 was not among the tests that ran")
-    assert record["data"] == "digits" and record["pictures"] == 357
-    # Usually 99 %: one picture is 0.3 %, and augmentation differs from run to run.
+    assert record["data"] == "digits" and record["num_images"] == 357
+    # Usually 99 %: one image is 0.3 %, and augmentation differs from run to run.
     assert record["accuracy"] >= 0.97

@@ -1,4 +1,4 @@
-"""JupyterLab in a real browser: a reader runs two lessons, sees plots and progress, and answers an exercise."""
+"""JupyterLab in a real browser: a learner runs two lessons, sees plots and progress, and answers an exercise."""
 
 import contextlib
 import json
@@ -8,12 +8,12 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 
 import pytest
 
 from helpers import settings
+from support import wait_for
 
 BROWSER = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome", "chrome"])), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed to open JupyterLab in")
@@ -42,7 +42,7 @@ def jupyterlab(tmp_path_factory):
     with open(folder / "log", "w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
-        wait_for(lambda: process.poll() is not None or answers(address), 60)
+        wait_for(lambda: process.poll() is not None or responds(address))
         assert process.poll() is None, (folder / "log").read_text()
         yield address
     finally:
@@ -56,18 +56,11 @@ def write_setting(folder, name, values):
     file.write_text(json.dumps(values))
 
 
-def answers(address):
+def responds(address):
     try:
         return urllib.request.urlopen(f"{address}/api", timeout=2).status == 200
     except OSError:
         return False
-
-
-def wait_for(condition, seconds):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.5)
 
 
 @pytest.fixture(scope="module")
@@ -99,11 +92,11 @@ class Lesson:
             self.page.click("#jp-MainMenu li:has-text('Run') >> nth=0")
             self.page.click(".lm-Menu-item:has-text('Run All Cells') >> nth=0")
             with contextlib.suppress(AssertionError):
-                return wait_for(lambda: any(re.search(r"[*\d]", prompt) for prompt in self.prompts()), 15)
+                return wait_for(lambda: any(re.search(r"[*\d]", prompt) for prompt in self.prompts()), seconds=15)
 
     def finish(self, seconds=300):
         """Wait until the last cell has run."""
-        wait_for(lambda: re.search(r"\d", self.prompts()[-1]) or self.errors(), seconds)
+        wait_for(lambda: re.search(r"\d", self.prompts()[-1]) or self.errors(), seconds=seconds)
         assert not self.errors()
 
     def output(self, cell):
@@ -118,7 +111,7 @@ class Lesson:
         self.page.keyboard.press("ControlOrMeta+A")
         self.page.keyboard.insert_text(f"worker_ids = {code}\nprint(exercises.check_worker_ids(worker_ids))")
         self.page.keyboard.press("Control+Enter")
-        wait_for(lambda: expected in self.output(self.cell("worker_ids = ")), 60)
+        wait_for(lambda: expected in self.output(self.cell("worker_ids = ")))
 
     def errors(self):
         kinds = ("application/vnd.jupyter.stderr", "application/vnd.jupyter.error")
@@ -132,19 +125,22 @@ def test_lesson_00_and_its_exercise(browser, jupyterlab):
     lesson.finish()
     assert "✓ Python" in lesson.output(lesson.cell("preflight.run()"))
     assert "Not done yet" in lesson.output(lesson.cell("worker_ids = "))
-    lesson.answer("[who_runs_this.remote() for _ in range(4)]", expected="pass the list to ray.get()")
-    lesson.answer("ray.get([who_runs_this.remote() for _ in range(4)])", expected="Right:")
+    lesson.answer("lambda task: [task.remote() for _ in range(4)]", expected="pass the list to ray.get()")
+    lesson.answer("lambda task: ray.get([task.remote() for _ in range(4)])", expected="Right:")
     lesson.page.close()
 
 
 def test_lesson_05_shows_progress_and_plots(browser, jupyterlab):
     lesson = Lesson(browser, jupyterlab, "05_fit")
     lesson.start_all()
-    training = lesson.cell("trainer.fit()")
+    training = lesson.cell("show_progress(trainer) as display")
     # The display moves while it trains.
-    wait_for(lambda: re.search(r"epoch 1/2 .*test accuracy[^…]*epoch 2/2 runs …", lesson.output(training)), 200)
+    wait_for(
+        lambda: re.search(r"epoch 1/2 .*validation accuracy[^…]*epoch 2/2 is running …", lesson.output(training)),
+        seconds=200,
+    )
     lesson.finish()
-    assert re.search(r"fit\(\) took \d+ s in all", lesson.output(training))
+    assert re.search(r"fit\(\) took \d+ s in total", lesson.output(training))
     plots = lesson.page.locator(".jp-OutputArea-output img")
     assert plots.count() >= 2
     assert all(plots.evaluate_all("(images) => images.map((image) => image.complete && image.naturalWidth > 300)"))
