@@ -158,7 +158,7 @@ def steps_over_time(entries: list[dict], steps_per_epoch: int) -> AltFigure:
     axis.set(xlabel="seconds since the first step", ylabel="training step")
     axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     alt = f"One line per process: steps {', then '.join(lives)}"
-    return describe(figure, "Steps taken; × a worker dies, dotted: a checkpoint", alt)
+    return describe(figure, "Steps taken; × a process ends early, dotted: the end of an epoch", alt)
 
 
 def memory_while_streaming(read: list[float], held: list[float], capacity: float) -> AltFigure:

@@ -49,7 +49,14 @@ TAUGHT = {
         "data_config": ["KeepEvaluationRows"],
     },
     "06_fault_tolerance": {
-        "faults": ["StepLog", "kill_worker", "inject_faults", "epochs_in_checkpoint", "build_short_trainer"]
+        "faults": [
+            "StepLog",
+            "kill_worker",
+            "inject_faults",
+            "epochs_in_checkpoint",
+            "build_short_run_config",
+            "build_short_trainer",
+        ]
     },
 }
 
