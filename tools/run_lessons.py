@@ -1,6 +1,8 @@
 """Runs all lessons in order and builds the report from them: `make run`. Opens JupyterLab on them: `make lab`."""
 
+import argparse
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -22,7 +24,7 @@ def run_all(project: Path = settings.PROJECT) -> None:
     Raises:
         SystemExit: a lesson failed; the message says where to read what it printed. Or the report can't be built.
     """
-    settings.make_paths_absolute()
+    make_paths_absolute()
     cfg = settings.load()
     lessons = sorted((project / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     executed = project / build_site.EXECUTED
@@ -44,6 +46,15 @@ def run_all(project: Path = settings.PROJECT) -> None:
     page = build_site.build(project).relative_to(project)
     print(f"All lessons took {(time.monotonic() - started) / 60:.1f} minutes. The report is {page}.")
     print(f"test accuracy {result['accuracy']:.3f} ({result['data']}, {result['epochs']} epochs)")
+
+
+def make_paths_absolute() -> None:
+    """Rewrite relative paths in TUTORIAL_* variables, because the lessons run in another folder."""
+    cfg = settings.load()
+    for variable in settings.env_overrides():
+        name = variable.removeprefix("TUTORIAL_").lower()
+        if name in ("data", "storage", "cifar10_archive"):
+            os.environ[variable] = getattr(cfg, name)
 
 
 def execute(lesson: Path, executed: Path) -> str | None:
@@ -69,7 +80,7 @@ def execute(lesson: Path, executed: Path) -> str | None:
 
 def lab(options: list[str]) -> None:
     """Open JupyterLab on the lessons, with one Ray running for all of them; both end together."""
-    settings.make_paths_absolute()
+    make_paths_absolute()
     print("Starting Ray for all lessons, then JupyterLab …", flush=True)
     with cluster.shared_ray():
         jupyter = [sys.executable, "-m", "jupyter"]
@@ -87,4 +98,12 @@ def lab(options: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    lab(sys.argv[2:]) if sys.argv[1:2] == ["lab"] else run_all()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", nargs="?", choices=["run", "lab"], default="run", help="options of JupyterLab follow")
+    arguments, jupyterlab_options = parser.parse_known_args()
+    if arguments.what == "lab":
+        lab(jupyterlab_options)
+    elif jupyterlab_options:
+        parser.error(f"unknown options: {' '.join(jupyterlab_options)}")
+    else:
+        run_all()

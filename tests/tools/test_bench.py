@@ -85,14 +85,33 @@ def test_summary_writes_what_was_measured(tmp_path):
     """Ratios to the bare steps, with their spread; rows of programs that did not run are left out."""
     fit = {"fit": 5.0, "train_function": 7.0, "first_step": 8.0, "epochs": [10.0, 5.0]}
     rounds = [
-        {"series": {**fit, "end": 5 + seconds, "bare": {"whole": 20.0, "epochs": [4.0, 4.0], "images": 100.0}}}
+        {
+            "series": {**fit, "end": 5 + seconds, "bare": {"whole": 20.0, "epochs": [4.0, 4.0], "images": 100.0}},
+            "dataloader": {"process": 48.0, "epochs": [20.0], "bare": {"whole": 40.0, "epochs": [20.0]}},
+        }
         for seconds in (22.0, 24.0, 30.0)
     ]
     summary.write(rounds, {"images": 6000, "epochs": 2}, tmp_path)
     text = (tmp_path / "bench.md").read_text()
     assert "6,000 images, 2 epochs" in text and "rounds: 3" in text
     assert "| whole `fit()`, Ray running ÷ bare steps | 1.20 (1.10–1.50) |" in text
+    assert "| whole `fit()`, Ray running ÷ whole DataLoader program | 1.00 (0.92–1.25) |" in text
     assert "| steady epoch: throughput of the series ÷ bare | 0.80 (0.80–0.80) |" in text
     assert "| from `fit()` to the first step, Ray running | 3.0 (3.0–3.0) s |" in text
     assert "torchrun" not in text and "Parquet" not in text
     assert (tmp_path / "bench.png").exists()
+
+
+def test_summary_writes_the_latency_of_serve(tmp_path):
+    figures = {"p50": 40.0, "p95": 80.0, "rate": 300.0}
+    summary.write([{"online": {"batches": figures, "single": figures}}], {"images": 1, "epochs": 1}, tmp_path)
+    text = (tmp_path / "bench.md").read_text()
+    assert text.count("Ray Serve") == 6 and "predicted in batches: p95 | 80 (one measurement) ms |" in text
+
+
+def test_summary_compares_three_hosts_with_one(tmp_path):
+    one, three = ({"fit": 5.0, "first_step": 5 + step, "end": 5 + end} for step, end in ((10, 40), (15, 50)))
+    summary.write([{"hosts 3": three, "hosts 1": one}], {"images": 1, "epochs": 1}, tmp_path)
+    text = (tmp_path / "bench.md").read_text()
+    assert "| whole `fit()`, 3 workers on 3 hosts ÷ on 1 host | 1.25 (one measurement) |" in text
+    assert "| from `fit()` to the first step, 3 workers on 3 hosts ÷ on 1 host | 1.50 (one measurement) |" in text

@@ -95,3 +95,17 @@ def responds(port):
         return urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=2).status == 200
     except OSError:
         return False
+
+
+def test_an_unknown_option_runs_nothing():
+    done = subprocess.run([sys.executable, "tools/run_lessons.py", "--nope"], cwd=settings.PROJECT, capture_output=True)
+    assert done.returncode == 2 and b"unknown options: --nope" in done.stderr
+    assert b"Running" not in done.stdout
+
+
+def test_make_paths_absolute_holds_in_another_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TUTORIAL_STORAGE", "out")
+    run_lessons.make_paths_absolute()
+    monkeypatch.chdir("/")
+    assert settings.load().storage == str(tmp_path / "out")

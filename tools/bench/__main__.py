@@ -28,14 +28,27 @@ MARK = "measured: "
 
 def main() -> None:
     """Read the options, measure round by round, and write the report after each."""
+    groups = {
+        "fit": fit_programs,
+        "data": data_programs,
+        "stream": stream_programs,
+        "scale": scale_programs,
+        "online": online_programs,
+    }
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--repeats", type=int, default=3, help="rounds; the per-row recipe runs only in the first")
     parser.add_argument("--images", type=int, default=6000, help="how many to train on; fewer take less time")
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--only", choices=["fit", "data", "stream"], help="measure one group of programs")
+    parser.add_argument("--only", choices=groups, help="measure one group of programs")
+    parser.add_argument("--quick", action="store_true", help="one round, ten minutes: what a user would run instead")
+    parser.add_argument("--cluster", action="store_true", help="only `fit()` on three hosts and on one: tools/hosts.py")
     options = parser.parse_args()
-    groups = {"fit": fit_programs, "data": data_programs, "stream": stream_programs}
-    if options.only:
+    if options.cluster:
+        groups = {"cluster": cluster_programs}
+    elif options.quick:
+        options.repeats, options.images = 1, 2000
+        groups = {"fit": fit_programs, "scale": scale_programs}
+    elif options.only:
         groups = {options.only: groups[options.only]}
     REPORT.mkdir(exist_ok=True)
     rounds = []
@@ -55,6 +68,11 @@ def fit_programs(figures: dict, options, scratch: str, first: bool) -> None:
     size = {"images": options.images, "epochs": options.epochs, "batch": 64}
     figures["dataloader"] = versus_bare_loop("baselines.dataloader", **size)
     figures["torchrun"] = versus_bare_loop("baselines.ddp", processes=2, **size)
+    if options.quick:
+        for workers, name in ((1, "series"), (2, "series, 2 workers")):
+            with warm_ray(workers):
+                figures[name] = versus_bare_loop("ray_pipeline.fit", workers=workers, **size)
+        return
     figures["series, cold"] = versus_bare_loop("ray_pipeline.fit", workers=1, **size)
     for workers, name in ((1, ""), (2, ", 2 workers")):
         for kind, program in (("series", "ray_pipeline.fit"), ("overhead", "ray_pipeline.fit_overhead")):
@@ -96,10 +114,37 @@ def data_programs(figures: dict, options, scratch: str, first: bool) -> None:
             figures["per row ingest"] = measure("baselines.per_row_ingest", folder=folder, **{**size, "epochs": 1})
 
 
+def scale_programs(figures: dict, options, scratch: str, first: bool) -> None:
+    """Train with more and more workers on simulated accelerators."""
+    for workers in (1, 2, 4, 8):
+        figures[f"scale {workers}"] = measure("simulated.scale", workers=workers)
+
+
 def stream_programs(figures: dict, options, scratch: str, first: bool) -> None:
-    """Stream 1, 4 and 16 times as many images as fit into the object store."""
-    for times in (1, 4, 16):
-        figures[f"stream {times}"] = measure("ray_pipeline.stream", images=50000, times=times, store_megabytes=100)
+    """Train on once and four times as many images as the object store holds."""
+    for times in (1, 4):
+        figures[f"stream {times}"] = measure("ray_pipeline.stream", times=times, store_megabytes=400)
+
+
+def online_programs(figures: dict, options, scratch: str, first: bool) -> None:
+    """Answer requests over HTTP."""
+    figures["online"] = measure("online.answer", count=640)
+
+
+def cluster_programs(figures: dict, options, scratch: str, first: bool) -> None:
+    """Train with three workers on three hosts, which are namespaces, and on one: the same cores do all the work."""
+    sys.path.append(str(HERE.parent))
+    from hosts import HEAD, Hosts
+
+    arguments = {"images": options.images, "epochs": options.epochs, "batch": 63, "workers": 3}
+    command = [sys.executable, HERE / "__main__.py", "--program", "ray_pipeline.fit", json.dumps(arguments)]
+    for count in (3, 1):
+        print(f"ray_pipeline.fit {arguments} on {count} hosts …", end=" ", flush=True)
+        with Hosts(count, cpus=6 // count) as hosts:
+            variables = {"RAY_ADDRESS": HEAD, "TUTORIAL_STORAGE": hosts.folder}
+            done = hosts.run(1, command, timeout=3600, **variables)
+        figures[f"hosts {count}"] = read_figures(done.stdout, done.returncode)["moments"]
+        print(f"{figures[f'hosts {count}']['end'] - figures[f'hosts {count}']['fit']:.0f} s", flush=True)
 
 
 def measure(program: str, **arguments) -> dict:
@@ -169,10 +214,15 @@ class Program(subprocess.Popen):
         with self.output:
             self.output.seek(0)
             printed = self.output.read()
-        figures = [json.loads(line.removeprefix(MARK)) for line in printed.splitlines() if line.startswith(MARK)]
-        if self.returncode or not figures:
-            raise SystemExit(f"failed:\n{printed[-6000:]}")
-        return min(figures, key=lambda one: one.get("rank", 0))
+        return read_figures(printed, self.returncode)
+
+
+def read_figures(printed: str, returncode: int) -> dict:
+    """Return the figures in what a program printed; or end the bench when it failed."""
+    figures = [json.loads(line.removeprefix(MARK)) for line in printed.splitlines() if line.startswith(MARK)]
+    if returncode or not figures:
+        raise SystemExit(f"failed:\n{printed[-6000:]}")
+    return min(figures, key=lambda one: one.get("rank", 0))
 
 
 def run_program(program: str, arguments: str) -> None:

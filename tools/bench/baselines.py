@@ -5,6 +5,7 @@ Network, optimizer, batch size and number of steps are those of `helpers`, so th
 
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 
@@ -22,6 +23,7 @@ from helpers.training import build_optimizer
 from images import noise
 
 MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
+HELD_OUT = 500  # images in each split but train
 
 
 class Steps:
@@ -42,6 +44,22 @@ class Steps:
         self.optimizer.step()
         self.scheduler.step()
         loss.item()
+
+    def finish_epoch(self, loader: DataLoader) -> None:
+        """Validate, then write a checkpoint, as `fit()` does: each process its images, and rank 0 the file."""
+        self.model.eval()
+        totals = torch.zeros(2)
+        with torch.no_grad():
+            for inputs, labels in loader:
+                correct = (self.model(inputs).argmax(dim=1) == labels).sum()
+                totals += torch.stack([correct, torch.tensor(len(labels))])
+        if dist.is_initialized():
+            dist.all_reduce(totals)
+        self.model.train()
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
+            with tempfile.TemporaryDirectory() as folder:
+                torch.save({name: part.state_dict() for name, part in parts.items()}, f"{folder}/state.pt")
 
 
 def bare(images: int, epochs: int, batch: int) -> Iterator[float]:
@@ -101,6 +119,11 @@ class Images(Dataset):
         return self.transform(self.pixels[index]), int(self.labels[index])
 
 
+def _validation_loader(sampler=None) -> DataLoader:
+    dataset = Images(HELD_OUT)
+    return DataLoader(dataset, batch_size=256, sampler=sampler(dataset, shuffle=False) if sampler else None)
+
+
 def _loader(images: int, batch: int, sampler=None) -> DataLoader:
     dataset = Images(images)
     return DataLoader(
@@ -115,13 +138,15 @@ def _loader(images: int, batch: int, sampler=None) -> DataLoader:
 
 
 def dataloader(images: int, epochs: int, batch: int) -> dict:
-    """Train from a DataLoader with two worker processes."""
-    loader, step, spans = _loader(images, batch), Steps(images, epochs, batch), []
+    """Train from a DataLoader with two worker processes; validate and save after each epoch."""
+    loader, validation_loader = _loader(images, batch), _validation_loader()
+    step, spans = Steps(images, epochs, batch), []
     for _ in range(epochs):
         start = time.time()
         for inputs, labels in loader:
             step(inputs, labels)
         spans.append([start, time.time()])
+        step.finish_epoch(validation_loader)
     return {"spans": spans}
 
 
@@ -131,6 +156,7 @@ def ddp(images: int, epochs: int, batch: int) -> dict:
     share, spans = batch // dist.get_world_size(), []
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // dist.get_world_size()))
     loader = _loader(images, share, sampler=DistributedSampler)
+    validation_loader = _validation_loader(sampler=DistributedSampler)
     step = Steps(images, epochs, batch, distributed=True)
     for epoch in range(epochs):
         loader.sampler.set_epoch(epoch)
@@ -138,6 +164,7 @@ def ddp(images: int, epochs: int, batch: int) -> dict:
         for inputs, labels in loader:
             step(inputs, labels)
         spans.append([start, time.time()])
+        step.finish_epoch(validation_loader)
     rank = dist.get_rank()
     dist.destroy_process_group()
     return {"spans": spans, "rank": rank}

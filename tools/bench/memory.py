@@ -1,9 +1,15 @@
-"""How much memory a process takes, in megabytes."""
+"""How much memory a process, or Ray, takes, in megabytes."""
 
+import contextlib
+import re
 import resource
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import psutil
+import ray
 
 
 def resident() -> float:
@@ -16,8 +22,18 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
+def spilled() -> float:
+    """What Ray has written from its object store to disk since it started."""
+    command = [Path(sys.executable).with_name("ray"), "memory", "--stats-only"]
+    address = f"--address={ray.get_runtime_context().gcs_address}"
+    printed = subprocess.run([*command, address], capture_output=True, text=True, check=True).stdout
+    assert "Plasma memory usage" in printed, printed
+    found = re.search(r"Spilled (\d+) MiB", printed)  # Ray says nothing if nothing was spilled
+    return int(found[1]) * 2**20 / 1e6 if found else 0.0
+
+
 class Watch:
-    """Sample twice per second what this process and all of Ray's workers hold, without shared memory."""
+    """Sample twice per second what this process, all of Ray's workers and the object store hold."""
 
     def __enter__(self):
         self.most, self._done = 0.0, threading.Event()
@@ -32,11 +48,10 @@ class Watch:
     def _sample(self):
         while not self._done.wait(0.5):
             held = 0
-            for process in [psutil.Process(), *psutil.process_iter(["name"])]:
-                try:
-                    if process.pid == psutil.Process().pid or process.info["name"].startswith("ray::"):
-                        used = process.memory_info()
-                        held += used.rss - used.shared
-                except (psutil.Error, AttributeError):
-                    continue
+            for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):  # it has just ended
+                    used = process.memory_info()
+                    held += used.rss - used.shared
+                    if process.name() == "raylet":  # the object store is its shared memory
+                        held += used.shared
             self.most = max(self.most, held / 1e6)

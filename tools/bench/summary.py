@@ -45,6 +45,9 @@ def _rows(rounds: list[dict]):
     def whole(name, begin="fit"):
         return lambda one: _whole(one[name], begin)
 
+    def versus(name, other):
+        return lambda one: whole(name)(one) / whole(other, None)(one)
+
     def steady(name):
         def compute(one):
             pairs = list(zip(one[name]["bare"]["epochs"], one[name]["epochs"], strict=True))
@@ -64,6 +67,8 @@ def _rows(rounds: list[dict]):
     yield row("whole `fit()`, 2 workers ÷ bare steps", whole("series, 2 workers"))
     yield row("whole DataLoader program ÷ bare steps", whole("dataloader", None))
     yield row("whole torchrun program, 2 processes ÷ bare steps", whole("torchrun", None))
+    yield row("whole `fit()`, Ray running ÷ whole DataLoader program", versus("series", "dataloader"))
+    yield row("whole `fit()`, 2 workers ÷ whole torchrun program", versus("series, 2 workers", "torchrun"))
     yield row("per-row recipe's `fit()` ÷ bare steps", whole("per row"))
     yield row("overhead: `fit()` around the bare loop ÷ bare steps", whole("overhead"))
     yield row("whole `fit()`, Ray running ÷ that", lambda one: whole("series")(one) / whole("overhead")(one))
@@ -105,25 +110,41 @@ def _rows(rounds: list[dict]):
         lambda one: one["folder"]["again"] / one["PIL loop"]["seconds"],
     )
     yield row("the same, as the first use of Ray Data", lambda one: one["folder"]["first"] / one["PIL loop"]["seconds"])
-    for times in (4, 16):
-        yield row(
-            f"{times}× the images: time ÷ {times}× the time",
-            lambda one, times=times: one[f"stream {times}"]["seconds"] / times / one["stream 1"]["seconds"],
-        )
-        yield row(
-            f"{times}× the images: memory ÷ memory of 1×",
-            lambda one, times=times: one[f"stream {times}"]["megabytes"] / one["stream 1"]["megabytes"],
-        )
-    # The first images wait for processes to start; the difference to 1× does not include that.
     yield row(
-        "time per image, from 4× to 16× the images ÷ from 1× to 4×",
-        lambda one: (
-            (one["stream 16"]["seconds"] - one["stream 4"]["seconds"])
-            / (one["stream 4"]["seconds"] - one["stream 1"]["seconds"])
-            / 4
-        ),
+        "images of 4× the object store: time per image ÷ that of 1×",
+        lambda one: sum(one["stream 4"]["seconds"]) / sum(one["stream 1"]["seconds"]) / 4,
     )
-    yield row("memory at 16× the images", lambda one: one["stream 16"]["megabytes"], 0, " MB")
+    yield row(
+        "images of 4× the object store: memory, the store's included ÷ that of 1×",
+        lambda one: one["stream 4"]["megabytes"] / one["stream 1"]["megabytes"],
+    )
+    yield row("images of 4× the object store: spilled to disk", lambda one: one["stream 4"]["spilled"], 0, " MB")
+    for workers in (1, 2, 4, 8):
+        yield row(
+            f"simulated accelerators, {workers} workers: time of the steps ÷ of the epoch",
+            lambda one, workers=workers: one[f"scale {workers}"]["efficiency"],
+            3,
+        )
+    for number, epoch in enumerate(("first", "second")):
+        yield row(
+            f"images of 4× the object store: from the start of the {epoch} epoch to its first step",
+            lambda one, number=number: one["stream 4"]["first_batch"][number],
+            1,
+            " s",
+        )
+    for moment, what in (("end", "whole `fit()`"), ("first_step", "from `fit()` to the first step")):
+        yield row(
+            f"{what}, 3 workers on 3 hosts ÷ on 1 host",
+            lambda one, moment=moment: seconds("hosts 3", moment)(one) / seconds("hosts 1", moment)(one),
+        )
+    for kind, batching in (("batches", "in batches"), ("single", "one by one")):
+        for figure, unit in (("p50", " ms"), ("p95", " ms"), ("rate", " requests per second")):
+            yield row(
+                f"Ray Serve, 2 replicas, 16 requests at the same time, predicted {batching}: {figure}",
+                lambda one, kind=kind, figure=figure: one["online"][kind][figure],
+                0,
+                unit,
+            )
 
 
 def _whole(figures: dict, begin: str | None) -> float:
