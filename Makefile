@@ -11,20 +11,24 @@ LAPTOP = $$($(PYTHON) -c 'from platform import *; print("-".join([system(), mach
 # make kit: the folder to write, and the kinds of laptop; this kind by default.
 KIT ?= kit
 FOR ?=
+# make cluster-test: which files, and options for pytest.
+ONLY ?= tests/cluster
 
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := .venv/.complete
 
-.PHONY: help setup run lab site test bench kit lint clean distclean
+.PHONY: help setup run lab site test cluster-test bench kit lint clean distclean
 
 help:
 	@echo "make run        run all lessons, build the report: report/index.html"
 	@echo "make lab        open JupyterLab on the lessons"
 	@echo "make site       build the report again from the lessons as they were last run"
 	@echo "make test       run all tests, lessons included"
+	@echo "make cluster-test  run the tests on three Ray hosts, which are namespaces (Linux, root, ip; 20 minutes)"
+	@echo '                or some of them: make cluster-test ONLY=tests/cluster/test_sentences.py'
 	@echo "make bench      compare the series with the usual ways to train: report/bench.md (two to three hours)"
-	@echo '                or shorter: make bench BENCH="--only fit --images 2000 --repeats 1"'
+	@echo '                or shorter, ten minutes: make bench BENCH=--quick'
 	@echo "make kit        write the folder kit/, from which laptops are set up without network; for several kinds:"
 	@echo '                make kit FOR="linux-x86_64-3.11 darwin-arm64-3.12" KIT=/path/to/a/stick/kit'
 	@echo "make lint       check the style, and that notebooks have no outputs"
@@ -62,6 +66,8 @@ site: $(STAMP)
 	@$(BIN)/python tools/build_site.py
 test: $(STAMP)
 	@$(BIN)/python -m pytest
+cluster-test: $(STAMP)
+	@$(BIN)/python -m pytest $(ONLY)
 bench: $(STAMP)
 	@$(BIN)/python tools/bench $(BENCH)
 kit: $(STAMP)

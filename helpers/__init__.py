@@ -13,9 +13,11 @@ data_config     04  which worker reads what
 trainer         04  the parts of the TorchTrainer, and the trainer
 progress        05  one line per epoch while `fit()` runs
 evaluation      05  the checkpoint loaded back, and its predictions
-faults          06  workers and drivers killed on purpose
-nodes           07  several Ray nodes on one machine
-tuning          09  how many trials fit, and what a search prints
+faults          07  workers and drivers killed on purpose
+mid_epoch       08  checkpoints inside an epoch, each image once
+nodes           09  several Ray nodes on one machine
+serving         12  start, find and stop Ray Serve
+tuning          13  what a search prints and keeps
 _sources            where images come from: digits, CIFAR-10, folders
 _ray_internals      everything undocumented in Ray
 """

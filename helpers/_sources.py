@@ -1,20 +1,23 @@
 """Where the images come from: the digits inside scikit-learn, CIFAR-10, or a folder of one's own."""
 
 import contextlib
+import io
 import os
 import re
 import stat
 import tempfile
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.fs
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from helpers.preprocessing import image_ids
-from helpers.settings import DEFAULT_STORAGE, Settings
+from helpers.settings import DEFAULT_STORAGE, Settings, hide_secret, join
 
 SPLITS = ("train", "validation", "test")
 SPLIT_NAMES = dict(zip(SPLITS, SPLITS, strict=True)) | {"training": "train", "testing": "test"}
@@ -55,7 +58,7 @@ class DataError(ValueError):
     """A data source can't be used; the message says what is wrong and what to do."""
 
     def __init__(self, sentence: str):
-        super().__init__(printable(sentence))
+        super().__init__(hide_secret(printable(sentence)))
 
 
 def digits() -> dict:
@@ -158,11 +161,12 @@ def list_folder(folder: str) -> tuple[list[tuple], list[str]]:
     if "train" not in splits.values():
         raise DataError(f"{folder} has no folder train/: put the images for training into train/<class>/.")
     for name, split in sorted(splits.items(), key=lambda item: SPLITS.index(item[1])):
-        classes, place = found.setdefault(split, defaultdict(list)), Path(folder, name)
-        for parts, _, images in _walk(str(place), passed_over):
+        classes = found.setdefault(split, defaultdict(list))
+        place = folder if name == "." else join(folder, name)
+        for parts, _, images in _walk(place, passed_over):
             if {"train", "training"} & {part.lower() for part in parts[1:2]}:
                 remedy = "set TUTORIAL_DATA to it, or fill train/<class>/."
-                raise DataError(f"{place / parts[0]} has a folder train/: {remedy}")
+                raise DataError(f"{join(place, parts[0])} has a folder train/: {remedy}")
             if parts:
                 classes[unicodedata.normalize("NFC", printable(parts[0]))] += images
             else:
@@ -170,7 +174,8 @@ def list_folder(folder: str) -> tuple[list[tuple], list[str]]:
         if not classes:
             raise DataError(f"{place} has no class folders: sort its images into {name}/<class>/, or move it away.")
         if empty := sorted(class_name for class_name, images in classes.items() if not images):
-            raise DataError(f"{place}/{empty[0]} holds no image that Pillow reads: add some, or move the folder away.")
+            what = f"{join(place, empty[0])} holds no image that Pillow reads"
+            raise DataError(f"{what}: add some, or move the folder away.")
         if strange := sorted(classes.keys() - found["train"].keys()):
             raise DataError(f"{place} has the class {strange[0]}, and train has not: add it there, or remove it here.")
         if lacking := sorted(found["train"].keys() - classes.keys()):
@@ -185,7 +190,10 @@ def list_folder(folder: str) -> tuple[list[tuple], list[str]]:
 
 def _walk(folder: str, passed_over: Counter):
     """Yield folders, links followed, as `os.walk` does, but their place below `folder` and only visible images."""
-    for parent, below, names in os.walk(folder, followlinks=True, onerror=_stop):
+    walk, get_status = os.walk(folder, followlinks=True, onerror=_stop), os.stat
+    if "://" in folder:
+        walk, get_status, folder = _open_bucket(folder)
+    for parent, below, names in walk:
         images = []
         hidden = {name for name in below + names if HIDDEN.fullmatch(name)}
         passed_over["hidden or system file or folder"] += len(hidden)
@@ -196,7 +204,7 @@ def _walk(folder: str, passed_over: Counter):
         for name in sorted(set(names) - hidden):
             path, suffix, status = os.path.join(parent, name), os.path.splitext(name)[1].lower(), None
             try:
-                status = os.stat(path)
+                status = get_status(path)
             except OSError as error:
                 if suffix not in SUFFIXES:
                     _stop(error)
@@ -207,18 +215,40 @@ def _walk(folder: str, passed_over: Counter):
         yield Path(parent).relative_to(folder).parts, below, images
 
 
+def _open_bucket(uri: str) -> tuple:
+    """Return what walks over a folder in a bucket as `os.walk` does, what replaces `os.stat` there, and its path."""
+    known = {}
+
+    def walk(parent: str):
+        below, names = [], []
+        for entry in filesystem.get_file_info(pyarrow.fs.FileSelector(parent)):
+            (below if entry.type == pyarrow.fs.FileType.Directory else names).append(entry.base_name)
+            known[entry.path] = SimpleNamespace(st_mode=stat.S_IFREG, st_size=entry.size, st_mtime_ns=entry.mtime_ns)
+        yield parent, below, names
+        for name in below:
+            yield from walk(f"{parent}/{name}")
+
+    filesystem, root = pyarrow.fs.FileSystem.from_uri(uri)
+    return walk(root.rstrip("/")), known.__getitem__, root.rstrip("/")
+
+
 def _stop(error: OSError):
     raise DataError(f"{error.filename} {_trouble(error.filename, error)}") from error
 
 
-def decode(paths: Iterable[str], size: int) -> tuple[np.ndarray, list[int], dict[str, str]]:
+def decode(paths: Iterable[str], size: int, source: str = "") -> tuple[np.ndarray, list[int], dict[str, str]]:
     """Return uint8 (count, size, size, 3) cropped in the middle, the images' indices, and what is wrong with others."""
     images, refused = {}, {}
+    filesystem = pyarrow.fs.FileSystem.from_uri(source)[0] if "://" in source else None
+
+    def read(path: str):  # Pillow opens a path or a file object
+        return io.BytesIO(filesystem.open_input_stream(path).read()) if filesystem else path
+
     for index, path in enumerate(paths):
         try:
-            images[index] = _decode(path, size)
+            images[index] = decode_file(read(path), size)
         except Exception as error:  # Pillow raises many kinds for a damaged file
-            refused[path] = printable(f"The image {path} {_trouble(path, error)}")
+            refused[path] = printable(f"The image {path} {_trouble(path, error, read)}")
     return np.array(list(images.values()), np.uint8).reshape(-1, size, size, 3), list(images), refused
 
 
@@ -227,7 +257,8 @@ def printable(text: str) -> str:
     return text.encode(errors="surrogateescape").decode(errors="backslashreplace").replace("\n", "\\n")
 
 
-def _decode(path: str, size: int) -> np.ndarray:
+def decode_file(path, size: int) -> np.ndarray:
+    """Return the image in a file, or of a file object, as uint8 (size, size, 3); Pillow's errors when it is damaged."""
     with Image.open(path) as image:
         image.draft("RGB", (size, size))  # lets a JPEG be decoded at a fraction of its size
         image.load()
@@ -267,7 +298,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     return scaled
 
 
-def _trouble(path: str, error: Exception) -> str:
+def _trouble(path: str, error: Exception, read: Callable = str) -> str:
     """Return the end of a sentence: why `path` can't be read, and the remedy."""
     if isinstance(error, Image.DecompressionBombError):
         pixels, limit = (int(number) / 1e6 for number in re.findall(r"\d+", str(error))[:2])
@@ -277,7 +308,8 @@ def _trouble(path: str, error: Exception) -> str:
             return "is a link that leads nowhere: repair or remove it."
         return f"can't be read ({error.strerror}): change its permissions, or move it elsewhere."
     if isinstance(error, UnidentifiedImageError):
-        with open(path, "rb") as stream:
+        content = read(path)
+        with open(content, "rb") if isinstance(content, str) else content as stream:
             start = stream.read(512)
         return next(why for begin, why in REASONS.items() if re.match(begin, start, re.DOTALL | re.IGNORECASE)) + "."
     what = "is truncated" if "truncated" in str(error) else "can't be decoded"

@@ -1,16 +1,21 @@
 """Ray on a laptop or a cluster: start or join it with settings that suit it, and see what it has to give."""
 
 import contextlib
+import importlib.metadata
 import logging
 import os
+import re
 import socket
 import sys
 import tempfile
 import time
+import uuid
+from collections.abc import Callable
 
 import joblib
+import pyarrow.fs
 import ray
-from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
+from ray.data import DataContext, ExecutionResources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from helpers import _ray_internals, settings
@@ -37,10 +42,14 @@ def connect() -> None:
     if on_one_machine():
         # A process that watches for machines about to be taken away: nobody takes this one.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        # The newer Parquet reader starts up to 32 processes for file footers: on a small machine slower than reading.
-        context.use_datasource_v2 = False
         # No more data tasks at a time than there are cores; the other tickets are for training.
         context.execution_options.resource_limits = ExecutionResources(cpu=cores())
+    else:
+        _require_same_torch()
+    if on_one_machine() or ray.cluster_resources().get("CPU", 0) < 64:
+        # The newer Parquet reader starts up to 32 processes for file footers: with few cores slower than reading.
+        context.use_datasource_v2 = False
+    require_shared_storage(settings.load().storage)
 
 
 def disconnect() -> None:
@@ -103,32 +112,20 @@ def scaling_config(cfg: settings.Settings | None = None):
 
 
 def actor_pool(cfg: settings.Settings | None = None) -> tuple[int, dict]:
-    """Return how many inference actors suit this Ray, and one's resources for `map_batches`; or raise ClusterError."""
+    """Return how many inference actors suit this Ray, two or more, and one's resources; or raise ClusterError."""
     scaling = scaling_config(cfg)
     require_resources(scaling)
+    size = max(2, scaling.num_workers)
     if scaling.use_gpu:
-        return scaling.num_workers, {"num_gpus": 1}
-    return scaling.num_workers, {"num_cpus": (scaling.resources_per_worker or {}).get("CPU", 1)}
+        return size, {"num_gpus": scaling.num_workers / size}  # two share a single GPU
+    cpus = (scaling.resources_per_worker or {}).get("CPU", 1)
+    # Ray Data may use as many CPUs as there are cores: half for actors, or nothing is written before they are done.
+    return size, {"num_cpus": max(1, cores() // size) / 2 if on_one_machine() else cpus}
 
 
 def worker_counts() -> list[int]:
     """Return the numbers of training workers to compare: one, and one per GPU or, without GPUs, at least two."""
     return sorted({1, int(ray.cluster_resources().get("GPU", 0)) or max(2, scaling_config().num_workers)})
-
-
-@contextlib.contextmanager
-def all_cores_at_once():
-    """Let a dataset made inside this context use all cores from its first moment; gives its `compute` argument."""
-    # Ray Data asks an actor how much it may use, looks once a second, and until then runs one task at a time.
-    context = DataContext.get_current()
-    if not on_one_machine():
-        yield None
-        return
-    context.op_resource_reservation_enabled = False
-    try:
-        yield TaskPoolStrategy(size=cores())
-    finally:
-        context.op_resource_reservation_enabled = True
 
 
 def require_resources(scaling, seconds: float = 10) -> None:
@@ -164,18 +161,61 @@ def count_free(needs: dict[str, float], who_needs: str, seconds: float = 10) -> 
 
 
 def require_shared_storage(storage: str) -> None:
-    """Raise ClusterError when a machine can't see the storage folder; training would fail at its first checkpoint."""
-    if "://" in storage or on_one_machine():
-        return
-    os.makedirs(storage, exist_ok=True)
-    exists = ray.remote(num_cpus=0)(os.path.exists)
-    with tempfile.NamedTemporaryFile(dir=storage, prefix=".seen-by-all-") as file:
-        for node in alive_nodes():
-            on_node = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
-            if not ray.get(exists.options(scheduling_strategy=on_node).remote(file.name)):
-                what = f"The machine {node['NodeManagerHostname']} can't see the storage folder {storage}"
-                remedy = "to a folder that all machines share, or to a URI such as s3://bucket/path"
-                raise ClusterError(f"{what}: set TUTORIAL_STORAGE {remedy}.")
+    """Raise ClusterError unless every machine can write to the storage, and sees there what this one has written."""
+    if "://" not in storage and on_one_machine():
+        return  # `settings.require_writable` looks at a folder of this machine
+    mark = f".seen-by-all-{uuid.uuid4().hex}"
+
+    def find_trouble(first: bool = False) -> str:  # defined here, so that it is sent to machines without `helpers`
+        try:
+            filesystem, folder = pyarrow.fs.FileSystem.from_uri(storage)
+            if first:
+                filesystem.create_dir(folder)
+            elif not filesystem.get_file_info(f"{folder}/{mark}").is_file:
+                remedy = "set TUTORIAL_STORAGE to one that all machines share, or to a URI such as s3://bucket/path"
+                return f"can't see the storage folder {storage}: {remedy}"
+            with filesystem.open_output_stream(f"{folder}/{mark}") as stream:
+                stream.write(b"1")
+        except Exception as error:
+            remedy = "change its permissions, or set the variables that hold credentials, such as AWS_*"
+            return f"can't write ({str(error).splitlines()[0]}) to the storage {storage}: {remedy}"
+        return ""
+
+    troubles = {socket.gethostname(): find_trouble(first=True)}
+    if not any(troubles.values()):
+        try:
+            troubles = _ask_machines(find_trouble)
+        finally:
+            filesystem, folder = pyarrow.fs.FileSystem.from_uri(storage)
+            filesystem.delete_file(f"{folder}/{mark}")
+    for machine, trouble in troubles.items():
+        if trouble:
+            raise ClusterError(settings.hide_secret(f"The machine {machine} {trouble}."))
+
+
+def _require_same_torch() -> None:
+    def version() -> str:
+        return next((one.version for one in importlib.metadata.distributions(name="torch")), "none").partition("+")[0]
+
+    for machine, there in _ask_machines(version).items():
+        if there != version():
+            what = f"The machine {machine} has torch {there}, and this one {version()}"
+            raise ClusterError(f"{what}: install the same version, best that in constraints.txt.")
+
+
+def _ask_machines(question: Callable, seconds: float = 30) -> dict:
+    """Return what `question` returns on each machine, by name; or raise ClusterError where nothing answers in time."""
+    task, asked = ray.remote(num_cpus=0)(question), {}
+    for node in alive_nodes():
+        there = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
+        asked[node["NodeManagerHostname"]] = task.options(scheduling_strategy=there).remote()
+    for machine, answer in asked.items():
+        try:
+            asked[machine] = ray.get(answer, timeout=seconds)
+        except ray.exceptions.RayError as error:
+            what = f"The machine {machine} belongs to this Ray and does not answer"
+            raise ClusterError(f"{what}: repair its network, or restart Ray there.") from error
+    return asked
 
 
 @contextlib.contextmanager
@@ -214,15 +254,38 @@ def _join(address: str) -> None:
         address += ":6379"  # the port that `ray start --head` takes by default
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
+        _ray_internals.use_token()
         if host and port.isdigit():  # Ray itself would try for minutes
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         _init_ray(address=address)
-    except OSError as error:  # a ConnectionError, too
+    except (OSError, ray.exceptions.AuthenticationError) as error:  # a ConnectionError, too
+        what = f"No Ray answers at RAY_ADDRESS={address}"
         remedy = "start it there, or unset RAY_ADDRESS to use this machine alone"
-        raise ClusterError(f"No Ray answers at RAY_ADDRESS={address}: {remedy}.") from error
-    if not on_one_machine():  # the other machines have no copy of `helpers`: connect again and send it along
-        ray.shutdown()
-        _init_ray(address=address, runtime_env={"py_modules": [sys.modules["helpers"]]})
+        if "AuthenticationError" in f"{error!r} {error.__cause__}":
+            what = f"The Ray at RAY_ADDRESS={address} wants a token, and this notebook has none or another"
+            remedy = "copy ~/.ray/auth_token from the machine that started it"
+        raise ClusterError(f"{what}: {remedy}.") from error
+    except RuntimeError as error:
+        if "Version mismatch" not in str(error):
+            raise
+        there, here = re.findall(r"Ray: (\S+)\s+Python: (\S+)", str(error))[:2]
+        what = "The cluster runs Ray {} on Python {}, and this notebook Ray {} on Python {}".format(*there, *here)
+        raise ClusterError(f"{what}: install the same versions, best those in constraints.txt.") from error
+    if on_one_machine():
+        return
+
+    def use_rays_network() -> None:  # defined here, so that no worker process must import this module for it
+        # PyTorch's gloo listens where the machine's own name leads, often to 127.0.1.1: let it take Ray's network.
+        import psutil
+
+        for name, addresses in psutil.net_if_addrs().items():
+            if ray.util.get_node_ip_address() in [one.address for one in addresses]:
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+    ray.shutdown()  # connect again, and send along what the other machines lack
+    credentials = {k: v for k, v in os.environ.items() if k.startswith(("AWS_", "GOOGLE_", "AZURE_"))}
+    sent = {"py_modules": [sys.modules["helpers"]], "env_vars": credentials}
+    _init_ray(address=address, runtime_env=sent | {"worker_process_setup_hook": use_rays_network})
 
 
 def _init_ray(**arguments) -> None:

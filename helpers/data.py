@@ -58,16 +58,20 @@ def prepare(cfg: settings.Settings | None = None) -> str:
     """Return the folder of the chosen source as Parquet, making it first if need be; or raise Data- or SettingError."""
     cfg = cfg or settings.load()
     settings.require_writable(cfg)
-    listing, notes = ([], []) if cfg.data in ("digits", "cifar10") else _sources.list_folder(cfg.data)
+    try:
+        listing, notes = ([], []) if cfg.data in ("digits", "cifar10") else _sources.list_folder(cfg.data)
+    except (OSError, pa.ArrowInvalid) as error:  # only of a URI
+        what = f"The images in {cfg.data} can't be listed ({str(error).splitlines()[0]})"
+        raise DataError(f"{what}: check TUTORIAL_DATA, and the variables that hold credentials.") from error
     name = cfg.data if cfg.image_size == settings.Settings.image_size else f"{cfg.data}-{cfg.image_size}"
     if listing:  # the name changes when the images do
-        content = repr((cfg.data, cfg.image_size, cfg.seed, cfg.on_bad_image, listing))
+        content = repr((settings.hide_secret(cfg.data), cfg.image_size, cfg.seed, cfg.on_bad_image, listing))
         name = f"{cfg.data_name[:60]}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
     final = cfg.path("data", name)
     filesystem, path = pyarrow.fs.FileSystem.from_uri(final)
     if is_complete(final):
         return final
-    print(f"Preparing {cfg.data_name} as Parquet in {final} …", *notes, sep="\n")
+    print(f"Preparing {cfg.data_name} as Parquet in {settings.hide_secret(final)} …", *notes, sep="\n")
     local = isinstance(filesystem, pyarrow.fs.LocalFileSystem)
     beside = f"{path}.partial-{uuid.uuid4().hex[:8]}" if local else final
     try:
@@ -99,15 +103,23 @@ def load(split: str, cfg: settings.Settings | None = None) -> "ray.data.Dataset"
     # Ray would misread a `?` or a line break in the storage folder's name, and make a column of a folder `key=value`.
     root = pyarrow.fs.SubTreeFileSystem(path, filesystem)
     dataset = ray.data.read_parquet(split, filesystem=root, override_num_blocks=16)
-    # So much is read once and kept. A larger split streams from its files in each epoch, `train` in another order.
-    if (dataset.size_bytes() or math.inf) <= ray.cluster_resources().get("object_store_memory", 0) / 4:
-        return dataset.materialize()
-    return ray.data.read_parquet(split, filesystem=root, shuffle="files" if split == "train" else None)
+    size, store = dataset.size_bytes(), ray.cluster_resources().get("object_store_memory", 0)
+    if size <= store / 4:  # so much is read once and kept, and in the order of its files, or two runs might differ
+        options = dataset.context.execution_options
+        options.preserve_order = True
+        dataset = dataset.materialize()
+        options.preserve_order = dataset.context.execution_options.preserve_order = False
+        return dataset
+    # A larger split streams from its files in each epoch, `train` in another order. Every task and every worker holds
+    # a few blocks: larger ones would fill a small object store, and Ray would spill them to disk.
+    blocks = math.ceil(size / min(FILE_BYTES, max(1, store / 32)))
+    shuffle = "files" if split == "train" else None
+    return ray.data.read_parquet(split, filesystem=root, shuffle=shuffle, override_num_blocks=blocks)
 
 
 def class_names(cfg: settings.Settings | None = None) -> list[str]:
     """The chosen source's class names, in the order of the labels."""
-    return read_class_names(f"{prepare(cfg)}/train")
+    return read_class_names(settings.join(prepare(cfg), "train"))
 
 
 def _write(cfg: settings.Settings, listing: list[tuple], folder: str) -> None:
@@ -118,7 +130,7 @@ def _write(cfg: settings.Settings, listing: list[tuple], folder: str) -> None:
         for split in SPLITS:
             images, labels = source[split]
             table = to_table(_sources.resize(images, cfg.image_size), labels, source["class_names"])
-            write_split(table, f"{folder}/{split}", num_files=max(8, table.nbytes // FILE_BYTES))
+            write_split(table, settings.join(folder, split), num_files=max(8, table.nbytes // FILE_BYTES))
     filesystem, path = pyarrow.fs.FileSystem.from_uri(folder)
     filesystem.open_output_stream(f"{path}/_SUCCESS").close()
 
@@ -134,7 +146,7 @@ def _write_folder(cfg: settings.Settings, listing: list[tuple], folder: str) -> 
     parts = [listing[part::count] for part in range(min(count, len(listing)))]
 
     def decode(part: int, images: list[tuple]) -> tuple:
-        pixels, kept, refused = _sources.decode([image[2] for image in images], cfg.image_size)
+        pixels, kept, refused = _sources.decode([image[2] for image in images], cfg.image_size, cfg.data)
         images = [images[index] for index in kept]
         if kept:
             table = to_table(pixels, [class_names.index(name) for _, name, *_ in images], class_names)

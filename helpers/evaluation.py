@@ -1,5 +1,6 @@
 """A trained checkpoint back in memory, its predictions, and the record that is kept of its test accuracy."""
 
+import io
 import json
 import os
 
@@ -9,7 +10,7 @@ import ray.data
 import ray.train
 import torch
 
-from helpers import data, settings
+from helpers import _sources, data, settings
 from helpers.model import build_model
 from helpers.preprocessing import normalize_images
 
@@ -34,13 +35,22 @@ def predict(model: torch.nn.Module, config: dict, dataset: ray.data.Dataset) -> 
     return dict(zip(("image", "label", "probability"), columns, strict=True))
 
 
+def decode_image(content: bytes, size: int) -> np.ndarray:
+    """Return an image file's bytes as uint8 (size, size, 3), decoded as the training images were; or ValueError."""
+    try:
+        return _sources.decode_file(io.BytesIO(content), size)
+    except Exception:  # Pillow raises many kinds
+        what = "These bytes are no image that can be decoded: send a whole JPEG or PNG file."
+        raise ValueError(what) from None
+
+
 def save(result: ray.train.Result, accuracy: float, num_images: int, cfg: settings.Settings) -> None:
     """Keep the test accuracy, 0 to 1, of a checkpoint: in its run's folder, and as the latest of its data source."""
     record = {
         "accuracy": accuracy,
         "num_images": num_images,
         "data": cfg.data_name,
-        "prepared": os.path.basename(data.prepare(cfg)),
+        "prepared": data.prepare(cfg).rpartition("/data/")[2],
         "epochs": len(result.return_value),
         "run": os.path.basename(result.path.rstrip("/")),
         "checkpoint": os.path.basename(result.checkpoint.path.rstrip("/")),
@@ -85,5 +95,5 @@ def _kept_checkpoint(cfg: settings.Settings) -> ray.train.Checkpoint | None:
     # One that was trained on other images under the same name does not count, nor one that was deleted.
     checkpoint = ray.train.Checkpoint(cfg.path("runs", record["run"], record["checkpoint"]))
     exists = checkpoint.filesystem.get_file_info(f"{checkpoint.path}/state.pt").type == pyarrow.fs.FileType.File
-    same_data = record.get("prepared") == os.path.basename(data.prepare(cfg))
+    same_data = record.get("prepared") == data.prepare(cfg).rpartition("/data/")[2]
     return checkpoint if exists and same_data else None

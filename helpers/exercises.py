@@ -2,15 +2,22 @@
 
 import functools
 import os
+import tempfile
 import time
+import timeit
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from reprlib import repr as short
 from types import SimpleNamespace
 
 import numpy as np
 import ray
 import torch
-from ray.train import Checkpoint, Result
-from ray.train.torch import TorchConfig
+from ray.train import Checkpoint, Result, RunConfig, ScalingConfig, WorkerGroupError
+from ray.train.torch import TorchConfig, TorchTrainer, prepare_model
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 
 def _check(rules):
@@ -93,18 +100,27 @@ def check_batch_function(answer, batch: dict):
 
 
 @_check
-def check_top3_accuracy(answer, fit):
-    """Lesson 03: a function of a worker's logits and labels that returns all workers' top-3 accuracy; run by `fit`."""
+def check_top3_accuracy(answer):
+    """Lesson 03: a function of a worker's logits and labels that returns all workers' top-3 accuracy."""
     yield not callable(answer), f"Expected a function, not {short(answer)}: write def top3_accuracy(logits, labels)."
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
-    def train_loop(_):
-        labels = torch.tensor(([0, 1, 2, 2, 1, 9, 0, 1], [5, 2])[torch.distributed.get_rank()])
+    @ray.remote(num_cpus=0, scheduling_strategy=here)
+    def worker(rank, store):
+        torch.distributed.init_process_group("gloo", store, timedelta(seconds=30), world_size=2, rank=rank)
+        labels = torch.tensor(([0, 1, 2, 2, 1, 9, 0, 1], [5, 2])[rank])
         logits = -torch.arange(10.0).repeat(len(labels), 1)  # class 0 has the highest logit, class 1 the next, …
-        values = [None, None]
-        torch.distributed.all_gather_object(values, float(answer(logits, labels)))
-        return values
+        try:
+            return float(answer(logits, labels))
+        except Exception as error:  # returned, because Ray would print what the second process raises
+            return error
+        finally:
+            torch.distributed.destroy_process_group()
 
-    values = fit(train_loop, train_loop_config={}, torch_config=TorchConfig(timeout_s=30)).return_value
+    with tempfile.TemporaryDirectory() as folder:
+        values = ray.get([worker.remote(rank, f"file://{folder}/store") for rank in range(2)])
+    if errors := [value for value in values if isinstance(value, Exception)]:
+        raise errors[0]
     yield np.allclose(values, 0.8), "Right: both workers return 8 hits in 10 images, though shards differ in size."
     yield np.allclose(values, [7 / 8, 1 / 2]), "Each worker returns its own shard's accuracy: sum over workers first."
     yield np.allclose(values, 11 / 16), "This is a mean of accuracies, but shards differ in size: sum hits and images."
@@ -140,49 +156,229 @@ def check_best_checkpoint(answer):
     yield value == middle, "Right: of three checkpoints you took the second, whose validation accuracy is the highest."
 
 
-@_check
-def check_steps_lost(answer, entries: list[dict]):
-    """Lesson 06: how many steps were repeated because workers were killed; each entry of the step log has a `step`."""
-    taken, needed = len(entries), len({entry["step"] for entry in entries})
-    yield _not_numbers(answer)
-    yield answer == taken - needed, f"Right: {answer} of {taken} steps were repeated: no checkpoint held them."
-    yield answer == taken, "That is how many steps were taken in total: subtract those that were needed."
-    yield answer == needed, "That is how many steps were needed: subtract them from those that were taken."
-    yield True, f"Not {answer}: compare the number of entries with the number of different steps in them."
+def _fit_on_two_workers(train_loop, storage_path, **config) -> Result:
+    """Run a learner's code in two workers, without images; RuntimeError if one waits for the other in vain."""
+    os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = "10"  # a worker that waits alone fails instead of hanging
+    try:
+        return TorchTrainer(
+            train_loop,
+            train_loop_config=config,
+            scaling_config=ScalingConfig(num_workers=2),
+            run_config=RunConfig(storage_path=storage_path),
+            torch_config=TorchConfig(timeout_s=30),
+        ).fit()
+    except WorkerGroupError as error:
+        first = next(iter(error.worker_failures.values()))
+        if "have not joined the collective operation" in str(first):
+            raise RuntimeError("one worker waited for the other: both must make the same calls of Ray Train") from None
+        raise first from None
+    finally:
+        del os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"]
 
 
 @_check
-def check_efficiency(answer, rates: dict[int, float]):
-    """Lesson 07: the speed-up of the most workers divided by their number; `rates` has images per second by workers."""
-    most = max(rates)
-    speed_up = rates[most] / rates[1]
-    yield _not_numbers(answer)
-    yield np.isclose(answer, speed_up / most, rtol=1e-3), f"Right: {most} workers run at {answer:.0%} of ideal speed."
-    yield np.isclose(answer, speed_up), f"That is the speed-up: divide it by the {most} workers that it took."
-    yield np.isclose(answer * speed_up, [1, most]).any(), "That is upside down: divide by the rate of one worker."
-    yield True, f"Not {answer:.3f}: divide the two throughputs, then divide by the number of workers."
+def check_batches(answer):
+    """Lesson 06: a function that returns an epoch's batches of 32 rows, in a new order but not by reading all first."""
+    yield not callable(answer), f"Expected a function, not {short(answer)}: write def batches(dataset, epoch)."
+    dataset = ray.data.range(2048, override_num_blocks=16).materialize()
+    epochs = [[batch["id"].tolist() for batch in answer(dataset, epoch)] for epoch in (0, 0, 1)]
+    sizes = {len(batch) for epoch in epochs for batch in epoch}
+    yield sizes != {32}, f"All batches should have 32 rows, not {sorted(sizes)}: set drop_last=True."
+    rows = [sum(epoch, []) for epoch in epochs]
+    yield sorted(rows[0]) != list(range(2048)), "An epoch should have each row once."
+    yield rows[0] == list(range(2048)), "The rows are not shuffled: use local_shuffle_buffer_size."
+    yield rows[0] != rows[1], "The same epoch should have the same order again: set local_shuffle_seed."
+    yield rows[0] == rows[2], "Epochs 0 and 1 have the same order: let local_shuffle_seed depend on the epoch."
+    waited = max(epochs[0][0]) >= 1024
+    yield waited, "The first batch has rows from the second half: it waited for them. Use less buffer."
+    yield True, "Right: each epoch has its own order, and the first batch waits for a few blocks only."
 
 
 @_check
-def check_confident_half(answer, predictions: dict):
-    """Lesson 08: the accuracy, 0 to 1, where the confidence is at least its median; columns are arrays (count,)."""
-    correct = predictions["predicted"] == predictions["label"]
-    confident = predictions["confidence"] >= np.median(predictions["confidence"])
-    expected, overall = correct[confident].mean(), correct.mean()
-    unseen = f"{np.sum(~correct[confident])} of {np.sum(~correct)} mistakes would go unnoticed"
-    yield _not_numbers(answer)
-    yield np.isclose(answer, expected, rtol=1e-4), f"Right: {expected:.1%}, {overall:.1%} on all images; {unseen}."
-    yield np.isclose(answer, overall), "That is the accuracy on all images: keep only the confident half."
-    yield True, f"Expected {expected:.4f}, not {answer:.4f}: the share of correct predictions in the confident half."
+def check_reports(answer):
+    """Lesson 07: a train loop that reports each epoch on two workers; rank 0 attaches `epoch.txt`, the epoch."""
+    yield not callable(answer), f"Expected a function, not {short(answer)}: write def train_loop(config)."
+
+    def train_loop(config):
+        attach = Checkpoint.from_directory
+        Checkpoint.from_directory = lambda path: attached.append(os.listdir(path)) or attach(path)
+        attached, by_rank = [], [None, None]
+        answer(config)
+        torch.distributed.all_gather_object(by_rank, attached)
+        return by_rank
+
+    with tempfile.TemporaryDirectory() as folder:
+        result = _fit_on_two_workers(train_loop, folder, num_epochs=2)
+        kept = [(metrics.get("epoch"), found.path) for found, metrics in result.best_checkpoints]
+        yield not kept, "No checkpoint was reported: a restarted run would start over."
+        yield [epoch for epoch, _ in kept] != [0, 1], f"Two epochs should report {{'epoch': 0}}, then 1, not {kept}."
+        written = [os.path.join(path, "epoch.txt") for _, path in kept]
+        yield not all(map(os.path.exists, written)), "A checkpoint should hold a file epoch.txt."
+        numbers = [open(file).read().strip() for file in written]
+        yield numbers != ["0", "1"], f"The files epoch.txt should hold 0 and 1, not {numbers}."
+    yield result.return_value[1], "Rank 1 attached a checkpoint as well: only rank 0 should, the copies are equal."
+    yield True, "Right: both workers report both epochs, and rank 0 attaches the checkpoint."
 
 
 @_check
-def check_epochs_saved(answer, trials: list[dict], num_epochs: int):
-    """Lesson 09: the epochs saved by stopping early; `trials` have a list `accuracy` with one value per epoch."""
-    lengths = [len(trial["accuracy"]) for trial in trials]
-    trained, planned = sum(lengths), len(trials) * num_epochs
-    yield _not_numbers(answer)
-    yield answer == planned - trained, f"Right: {trained} of {planned} planned epochs were reported, {answer} saved."
-    yield answer == trained, "That is how many epochs the trials reported: subtract them from those planned."
-    yield answer == sum(n < num_epochs for n in lengths), "These are the trials that were stopped: count epochs."
-    yield True, f"Not {answer}: {num_epochs} epochs per trial were planned; subtract the lengths of `accuracy`."
+def check_is_due(answer):
+    """Lesson 08: a function of a worker's last time and an interval, in seconds; all workers must return rank 0's."""
+    yield not callable(answer), f"Expected a function, not {short(answer)}: write def is_due(last, interval)."
+    ages = [(5, 0), (0, 5), (5, 5), (0, 0)]  # seconds since the last checkpoint, by the clocks of ranks 0 and 1
+
+    def train_loop(_):
+        rank, by_rank = torch.distributed.get_rank(), [None, None]
+        values = [answer(time.monotonic() - pair[rank], 3) for pair in ages]
+        torch.distributed.all_gather_object(by_rank, values)
+        return by_rank
+
+    with tempfile.TemporaryDirectory() as folder:
+        first, second = _fit_on_two_workers(train_loop, folder).return_value
+    yield {type(value) for value in first + second} != {bool}, f"Return True or False, not {short(first[0])}."
+    yield first != second, f"The clocks differ, and so do the workers: {first} and {second}. Let rank 0 decide for all."
+    yield first == [age > 3 for age, _ in ages], "Right: both workers return what rank 0's clock says."
+    yield True, f"With an interval of 3 s, {ages[0][0]} s after the last checkpoint it is due, after 0 s not: {first}."
+
+
+@_check
+def check_elastic(answer):
+    """Lesson 09: a function of GPUs per node and the fewest and most nodes that returns an elastic ScalingConfig."""
+    yield not callable(answer), f"Expected a function, not {short(answer)}: write def build_scaling_config(…)."
+    config = answer(4, 2, 8)
+    yield type(config).__name__ != "ScalingConfig", f"Return a ScalingConfig, not {short(config)}."
+    got, interval = config.num_workers, config.elastic_resize_monitor_interval_s
+    yield got == (2, 8), "These are nodes: num_workers counts workers, and a node with 4 GPUs has 4."
+    yield got != (8, 32), f"For 2 to 8 nodes with 4 GPUs each, num_workers should be (8, 32), not {got}."
+    yield not config.use_gpu, "Without use_gpu=True the workers would train on the CPU."
+    yield interval != 30, f"Every {interval:g} s is not every 30 s: set elastic_resize_monitor_interval_s."
+    yield True, "Right: 8 to 32 workers with a GPU each, and Ray Train looks every 30 s whether to resize."
+
+
+@_check
+def check_accumulation(answer):
+    """Lesson 10: a function that trains with DDP for an epoch; `accumulate` batches make one exchange and one step."""
+    yield not callable(answer), f"Expected a function, not {short(answer)}: write def train_epoch(…)."
+
+    def with_large_batches(model, optimizer, batches, accumulate):
+        for start in range(0, len(batches), accumulate):
+            images, labels = map(torch.cat, zip(*batches[start : start + accumulate], strict=True))
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+
+    def train(function):
+        torch.manual_seed(torch.distributed.get_rank())
+        batches = [(torch.randn(4, 8), torch.randint(3, (4,))) for _ in range(5)]
+        torch.manual_seed(0)
+        model, exchanges = prepare_model(torch.nn.Linear(8, 3)), []
+        model.register_comm_hook(None, lambda _, bucket: exchanges.append(1) or allreduce_hook(None, bucket))
+        function(model, torch.optim.SGD(model.parameters(), lr=0.1), batches, 2)
+        return torch.cat([weights.detach().flatten() for weights in model.parameters()]).tolist(), len(exchanges)
+
+    with tempfile.TemporaryDirectory() as folder:
+        fitted = _fit_on_two_workers(lambda _: (train(with_large_batches), train(answer)), folder)
+    (expected, _), (weights, exchanges) = fitted.return_value
+    yield exchanges == 5, "5 batches made 5 exchanges: all batches but the last of a group belong inside no_sync()."
+    yield exchanges != 3, f"Groups of 2, 2 and 1 batches need 3 exchanges, not {exchanges}: mind the last group."
+    wrong = not np.allclose(weights, expected, atol=1e-5)
+    yield wrong, "The weights are not those of large batches: one step per group with its mean loss, then zero_grad()."
+    yield True, "Right: 3 exchanges for 5 batches in groups of two, and the weights are those of large batches."
+
+
+@_check
+def check_sharding(answer):
+    """Lesson 11: a function that applies FSDP2 to each layer of a Sequential and to the whole, and returns it."""
+    yield not callable(answer), f"Expected a function, not {short(answer)}: write def shard(model)."
+    from torch.distributed.fsdp import FSDPModule  # here, since the other lessons do without
+
+    def train_loop(_):
+        model = torch.nn.Sequential(*[torch.nn.Linear(16, 16) for _ in range(4)])
+        sharded = answer(model)
+        held = sum((part.to_local() if hasattr(part, "to_local") else part).numel() for part in model.parameters())
+        return sharded is model, [isinstance(layer, FSDPModule) for layer in [*model, model]], held
+
+    with tempfile.TemporaryDirectory() as folder:
+        is_returned, units, held = _fit_on_two_workers(train_loop, folder).return_value
+    yield not is_returned, "Return the model."
+    yield not any(units), "Nothing was sharded: call fully_shard."
+    yield not all(units[:-1]), "Not every layer is a unit of its own: too much would be gathered at once."
+    yield not units[-1], "The whole model was left out: call fully_shard on it last."
+    yield True, f"Right: each layer is gathered on its own, and rank 0 holds {held} of {4 * 16 * 17} parameters."
+
+
+@_check
+def check_serve_batch(answer):
+    """Lesson 12: a deployment that batches single images, 8 at most, and returns a dict `mean`, `batch` for each."""
+    yield type(answer).__name__ != "Deployment", f"Expected a class under @serve.deployment, not {short(answer)}."
+    from ray import serve  # here, since the other lessons do without
+
+    name = f"check-{uuid.uuid4().hex[:8]}"
+    images = [np.full((4, 4, 3), brightness, np.uint8) for brightness in range(20)]
+
+    def deploy_and_call():
+        quick = answer.options(ray_actor_options={"num_cpus": 0}, num_replicas=1, max_ongoing_requests=100)
+        handle = serve.run(quick.bind(), name=name, route_prefix=None)
+        call = lambda: handle.remote(images[0]).result(timeout_s=15)  # noqa: E731
+        waited = min(timeit.repeat(call, number=1, repeat=3))  # the quickest, since the machine may be busy
+        return call(), [response.result() for response in [handle.remote(image) for image in images]], waited
+
+    try:
+        with ThreadPoolExecutor(1) as thread:  # a notebook's own has an event loop, where one would have to await
+            alone, results, waited = thread.submit(deploy_and_call).result()
+    except TimeoutError:
+        waited = 15
+    finally:
+        serve.delete(name)
+    yield waited > 2, f"An image sent alone took {waited:.0f} s or more: set batch_wait_timeout_s=0.05, in seconds."
+    keys = isinstance(alone, dict) and {"mean", "batch"} <= set(alone)
+    yield not keys, f'Under @serve.batch return a list with a dict "mean", "batch" per image, not {short(alone)}.'
+    yield alone["batch"] != 1, f"`batch` is the number of images, len(images): one sent alone had {alone['batch']}."
+    wrong = [result["mean"] for result in results] != list(range(20))
+    yield wrong, "The means don't belong to the images that were sent: keep the order, and give each image its own."
+    most = max(result["batch"] for result in results)
+    yield most == 1, "Each of 20 images came in a batch of its own: is the method async and under @serve.batch?"
+    yield most > 8, f"20 images at once came in batches of up to {most}: set max_batch_size=8."
+    yield True, f"Right: 20 images sent at once came back in order, in batches of up to {most}."
+
+
+@_check
+def check_search_space(answer):
+    """Lesson 13: a `param_space` of rate, weight decay and batch size; 200 trials are drawn from it, none is run."""
+    names = {"learning_rate", "weight_decay", "batch_size"}
+    yield not isinstance(answer, dict) or set(answer) != names, f"Expected a dict with {sorted(names)}."
+    fixed = [name for name in sorted(names) if not hasattr(answer[name], "sample")]
+    yield fixed, f"{fixed} is not drawn at random: use tune.loguniform or tune.choice, not a list or grid_search."
+    drawn = [{name: answer[name].sample() for name in names} for _ in range(200)]
+    sizes = {config["batch_size"] for config in drawn}
+    yield sizes != {32, 64, 128}, f"batch_size should be 32, 64 or 128, not {short(sorted(sizes))}: use tune.choice."
+    for name, low, high in (("learning_rate", 1e-4, 1e-1), ("weight_decay", 1e-5, 1e-2)):
+        values = np.array([config[name] for config in drawn], float)
+        outside = values.min() < low or values.max() > high or values.max() / values.min() < high / low / 4
+        below = np.mean(values < (low * high) ** 0.5)
+        yield len(set(values)) < 50, f"{name} has only {len(set(values))} different values: draw it from a range."
+        yield below < 0.15, f"Only {below:.0%} of {name} are small: draw the logarithm evenly, with tune.loguniform."
+        yield outside, f"{name} goes from {values.min():.2g} to {values.max():.2g}, not from {low:g} to {high:g}."
+    yield True, "Right: 200 trials cover both ranges evenly by their logarithm, and all three batch sizes."
+
+
+@_check
+def check_retries(answer):
+    """Lesson 14: a function of a client, an entrypoint and the most attempts, which submits a failed job again."""
+    yield not callable(answer), f"Expected a function, not {short(answer)}: write def run_until_done(…)."
+    from ray.job_submission import JobStatus  # here, since the other lessons do without
+
+    def run(attempts, *ends):  # on a pretended cluster: the n-th job is pending, runs, and ends with the n-th of `ends`
+        jobs = []
+        submit = lambda **_: jobs.append(iter(("PENDING", "RUNNING"))) or len(jobs) - 1  # noqa: E731
+        look = lambda job: JobStatus(next(jobs[job], ends[min(job, len(ends) - 1)]))  # noqa: E731
+        return answer(SimpleNamespace(submit_job=submit, get_job_status=look), "python train.py", attempts), len(jobs)
+
+    status, count = run(3, "FAILED", "SUCCEEDED")
+    yield count == 1, "The first job failed and was not submitted again: wait for its end before you look."
+    yield count > 2, "The second job succeeded, and yet a third one was submitted."
+    yield status != "SUCCEEDED", f"The second job succeeded: return its status, not {short(status)}."
+    status, count = run(2, "FAILED", "FAILED", "FAILED", "SUCCEEDED")
+    yield count != 2, f"With 2 attempts, {count} jobs were submitted, which all failed."
+    yield status != "FAILED", f"Both jobs failed: return the last status, not {short(status)}."
+    yield run(3, "STOPPED", "SUCCEEDED")[1] > 1, "A job that a person had stopped was submitted again: look for FAILED."
+    yield True, "Right: a failed job is submitted again, as often as allowed, and a stopped one is not."

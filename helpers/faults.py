@@ -1,18 +1,15 @@
-"""Faults on purpose: a step log outside the training processes, workers that are killed, a driver that kills itself."""
+"""Faults on purpose: a step log outside the training processes, and workers that are killed."""
 
 import itertools
 import os
 import signal
-import sys
-import threading
 import time
 from dataclasses import replace
 
-import pyarrow.fs
 import ray
 import ray.train
 import torch
-from ray.train import CheckpointConfig, FailureConfig, RunConfig
+from ray.train import CheckpointConfig, CheckpointConsistencyMode, FailureConfig, RunConfig
 from ray.train.torch import TorchTrainer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -29,16 +26,17 @@ class StepLog:
         self.kill_after_steps = list(kill_after_steps)
         self.recorded = []
 
-    def record(self, process: int, node: str, step: int) -> bool:
+    def record(self, process: int, node: str, step: int, workers: int = 1) -> bool:
         """Record a step, counted from the start of training; return whether the worker must be killed now."""
-        self.recorded.append({"time": time.time(), "process": process, "node": node, "step": step})
+        entry = {"time": time.time(), "process": process, "node": node, "step": step, "workers": workers}
+        self.recorded.append(entry)
         if step in self.kill_after_steps:
             self.kill_after_steps.remove(step)
             return True
         return False
 
     def entries(self) -> list[dict]:
-        """Return one dict per step: `time` in seconds, `process` id, `node` id, `step`."""
+        """Return one dict per step: `time` in seconds, `process` id, `node` id, `step`, number of `workers`."""
         return self.recorded
 
 
@@ -47,33 +45,34 @@ def kill_worker() -> None:
     os.kill(os.getpid(), signal.SIGKILL)  # no clean-up, no exception
 
 
-def inject_faults(step_log, fault=kill_worker):
-    """Return the train loop of lesson 03, unchanged, with a hook on rank 0: it records each step and calls `fault`."""
+def inject_faults(step_log, fault=kill_worker, train_loop=train_loop_ray_train_ray_data):
+    """Return `train_loop`, unchanged, with a hook on rank 0: it records each step and calls `fault`."""
 
-    def train_loop(config):
-        taken = epochs_in_checkpoint() * config["steps_per_epoch"]
-        steps = itertools.count(taken + 1)
+    def train_loop_with_faults(config):
+        steps = itertools.count(steps_in_checkpoint() + 1)
         node = ray.get_runtime_context().get_node_id()
+        context = ray.train.get_context()
 
         def after_each_step(*_):
-            if ray.get(step_log.record.remote(os.getpid(), node, next(steps))):
-                time.sleep(1)  # the controller reads reports twice per second; let it see the last one
+            if ray.get(step_log.record.remote(os.getpid(), node, next(steps), context.get_world_size())):
+                # Wait until the controller has registered the last report: it looks for reports every now and then.
+                ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
                 fault()
 
-        if ray.train.get_context().get_world_rank() == 0:
+        if context.get_world_rank() == 0:
             register_optimizer_step_post_hook(after_each_step)
-        return train_loop_ray_train_ray_data(config)
+        return train_loop(config)
 
-    return train_loop
+    return train_loop_with_faults
 
 
-def epochs_in_checkpoint() -> int:
-    """Return how many epochs are in the checkpoint that Ray Train gives to this worker; 0 without one."""
+def steps_in_checkpoint() -> int:
+    """Return how many steps are in the checkpoint that Ray Train gives to this worker; 0 without one."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return 0
     with checkpoint.as_directory() as folder:
-        return len(torch.load(os.path.join(folder, "state.pt"), weights_only=True)["history"])
+        return torch.load(os.path.join(folder, "state.pt"), weights_only=True)["scheduler"]["last_epoch"]
 
 
 def build_short_run_config(name: str, max_failures: int) -> RunConfig:
@@ -113,31 +112,3 @@ def build_short_trainer(
 def unique_run_name() -> str:
     """Return a run name that was never used before."""
     return build_run_config(settings.load()).name
-
-
-def train_until_driver_dies(name: str) -> None:
-    """Start a run with the actor `name` (namespace `faults`) as its step log; kill this process after a checkpoint."""
-    cluster.connect()
-    step_log = ray.get_actor(name, namespace="faults")
-    trainer = build_short_trainer(name, max_failures=1, train_loop=inject_faults(step_log, kill_worker_or_wait))
-    threading.Thread(target=die_after_first_report, args=(trainer.run_config,), daemon=True).start()
-    trainer.fit()
-
-
-def kill_worker_or_wait() -> None:
-    """Kill this process if there is no checkpoint yet; else wait, for the driver to die and end this process."""
-    if ray.train.get_checkpoint() is None:
-        kill_worker()
-    time.sleep(60)
-
-
-def die_after_first_report(run_config: RunConfig) -> None:
-    """Kill this process once `ReportWriter` has written a report: Ray Train has registered its checkpoint by then."""
-    filesystem, path = progress.reports_folder(run_config)
-    while not filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True)):
-        time.sleep(0.2)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    train_until_driver_dies(sys.argv[1])

@@ -1,10 +1,11 @@
 """Several Ray nodes on this one machine: each a raylet of its own, as `ray start` runs one on every machine."""
 
 import contextlib
-import os
 import shutil
+import subprocess
 import sys
 import tempfile
+import threading
 
 import psutil
 import ray
@@ -13,6 +14,7 @@ from ray.cluster_utils import Cluster
 
 from helpers import _ray_internals, cluster
 
+NODE_CPUS = 4  # enough for two training workers and their data tasks: one node can take over from another
 OBJECT_STORE_BYTES = 80_000_000  # bytes of object store per node: little, so that a lesson can outgrow it
 # One or two of Ray Data's blocks of 128 MiB would fill a store. Of 2, 4 and 8 MB this one kept it below a quarter.
 BLOCK_BYTES = 4_000_000
@@ -28,11 +30,12 @@ class LocalCluster:
             LocalCluster._running.stop()
         cluster.disconnect()
         # `Cluster` announces its address in Ray's temporary folder. In a folder of its own, no other Ray waits for it.
-        self._folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp" if sys.platform == "darwin" else None)
+        self._folder = make_folder()
         self._settings = contextlib.ExitStack()
         self._settings.enter_context(_ray_internals.environment({"RAY_TMPDIR": self._folder}))
         started_with = {**_ray_internals.QUICK_HEALTH_CHECKS, **_ray_internals.NO_DASHBOARD}
         with cluster.suppress_ray_logs(), _ray_internals.environment(started_with):
+            _ray_internals.use_token(create=True)
             self._cluster = Cluster(
                 initialize_head=True,
                 shutdown_at_exit=True,
@@ -40,17 +43,41 @@ class LocalCluster:
             )
             LocalCluster._running = self
             for _ in range(num_nodes):
-                # Enough for two training workers and their data tasks: one node can take over from another.
-                self._cluster.add_node(num_cpus=4, object_store_memory=OBJECT_STORE_BYTES)
+                self._cluster.add_node(num_cpus=NODE_CPUS, object_store_memory=OBJECT_STORE_BYTES)
+        self._joined = []
         self._settings.enter_context(_ray_internals.environment({"RAY_ADDRESS": self._cluster.address}))
         cluster.connect()
         context = ray.data.DataContext.get_current()
         self._settings.callback(setattr, context, "target_max_block_size", context.target_max_block_size)
         context.target_max_block_size = BLOCK_BYTES
+        self._stopped = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+
+    def add_node(self) -> None:
+        """Let one more node join, as on another machine, and return at once; from any thread."""
+        options = [f"--address={self._cluster.address}", f"--num-cpus={NODE_CPUS}", "--block"]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options]
+        command.append(f"--object-store-memory={OBJECT_STORE_BYTES}")
+        nowhere = subprocess.DEVNULL
+        self._joined.append(subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=nowhere))
+
+    def _watch(self) -> None:
+        """Let elastic training know of a node that died or joined within a second."""
+        while not self._stopped.wait(1):
+            if ray.is_initialized():  # or asking would connect again
+                _ray_internals.refresh_reserved_resources()
 
     def stop(self) -> None:
         """Disconnect from the nodes and end them all; `cluster.connect()` then leads back to the usual Ray."""
+        self._stopped.set()
+        self._watcher.join()
         cluster.disconnect()
+        for command in self._joined:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for process in [*psutil.Process(command.pid).children(recursive=True), command]:
+                    process.kill()
+            command.wait()
         with cluster.suppress_ray_logs():
             self._cluster.shutdown()
         self._settings.close()
@@ -58,24 +85,19 @@ class LocalCluster:
         LocalCluster._running = None
 
 
-def kill_node() -> None:
-    """End at once, from one of its workers, a node and everything it started, as when its machine loses power."""
-    worker = psutil.Process()
-    raylet = worker.parent()  # killed first, or it would start other processes in their place
-    for process in [raylet, *raylet.children(recursive=True)]:
-        if process != worker:
+def make_folder() -> str:
+    """Make a temporary folder for a Ray of its own, with a path that is short enough for Ray's sockets."""
+    return tempfile.mkdtemp(prefix="ray-", dir="/tmp" if sys.platform == "darwin" else None)
+
+
+def kill_node(raylet: psutil.Process | None = None) -> None:
+    """End at once the node of `raylet`, by default this worker's own, and all it started, as if it lost power."""
+    me = psutil.Process()
+    node = raylet or me.parent()
+    processes = [node, *node.children(recursive=True)] if node.is_running() else []
+    for process in processes:  # the raylet first, or it would replace the others
+        if process != me:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-    worker.kill()
-
-
-def memory_in_use() -> tuple[float, float]:
-    """Return what all nodes' object stores hold, and this process and Ray's at work (idle ones hold none), in MB."""
-    name = "object_store_memory"
-    stores = ray.cluster_resources()[name] - ray.available_resources().get(name, 0)
-    processes = 0
-    for process in psutil.process_iter(["cmdline", "memory_info"]):
-        title, memory = "".join((process.info["cmdline"] or [])[:1]), process.info["memory_info"]
-        if memory and (_ray_internals.is_at_work(title) or process.pid == os.getpid()):
-            processes += memory.rss - getattr(memory, "shared", 0)  # that is in the stores; not all systems say it
-    return stores / 1e6, processes / 1e6
+    if not raylet:
+        me.kill()

@@ -105,6 +105,21 @@ def bars(values: dict[str, float], unit: str, title: str) -> AltFigure:
     return describe(figure, title, f"Bars, {unit}: {numbers}")
 
 
+def stacked_bars(table, unit: str, title: str) -> AltFigure:
+    """Draw a DataFrame as one horizontal bar per row, stacked from one part per column."""
+    figure, axis = subplots(figsize=(8, 0.5 * len(table) + 1.4))
+    left, colours = np.zeros(len(table)), (*COLOURS, "#7c3aed", "#b0413e")
+    for column, colour in zip(table, colours, strict=False):
+        axis.barh(table.index, table[column], left=left, color=colour, edgecolor="white", label=column)
+        left += table[column].to_numpy()
+    axis.set(xlabel=unit, yinverted=True)
+    axis.legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
+    largest = ", ".join(
+        f"{name}: {left[row]:.1f}, most of it {part}" for row, (name, part) in enumerate(table.idxmax(axis=1).items())
+    )
+    return describe(figure, title, f"One bar per row, {unit}. {largest}")
+
+
 def timeline(spans: list[tuple[str, float, float, str]], title: str) -> AltFigure:
     """Draw what ran when; each span is (lane, start, end, kind) in seconds, one lane per process."""
     lanes = list(dict.fromkeys(lane for lane, *_ in spans))
@@ -140,8 +155,8 @@ def learning_curves(history: list[dict]) -> AltFigure:
     return describe(figure, "Learning curves", f"Over {len(history)} epochs: {', '.join(changes)}")
 
 
-def steps_over_time(entries: list[dict], steps_per_epoch: int) -> AltFigure:
-    """Draw which process took which training step when, from a step log: `time` in seconds, `process` and `step`."""
+def steps_over_time(entries: list[dict], steps_per_epoch: int, ends: tuple[str, ...] = ()) -> AltFigure:
+    """Draw a step log: `time` in seconds, `process` and `step`; `ends` says why each process ended, except the last."""
     figure, axis = subplots(figsize=(8, 3.2))
     processes = list(dict.fromkeys(entry["process"] for entry in entries))
     lives = []
@@ -149,10 +164,11 @@ def steps_over_time(entries: list[dict], steps_per_epoch: int) -> AltFigure:
         mine = [entry for entry in entries if entry["process"] == process]
         seconds, steps = zip(*((entry["time"] - entries[0]["time"], entry["step"]) for entry in mine), strict=True)
         colour = COLOURS[number % len(COLOURS)]
-        axis.plot(seconds, steps, ".-", color=colour, label=f"process {number + 1}")
+        end = f": {ends[number]}" if number < len(ends) else ""
+        axis.plot(seconds, steps, ".-", color=colour, label=f"process {number + 1}{end}")
         if process != processes[-1]:
             axis.plot(seconds[-1], steps[-1], "x", color=colour, markersize=12, markeredgewidth=3)
-        lives.append(f"{steps[0]} to {steps[-1]}")
+        lives.append(f"{steps[0]} to {steps[-1]}{end}")
     for step in range(steps_per_epoch, max(entry["step"] for entry in entries) + 1, steps_per_epoch):
         axis.axhline(step, color=GREY, linewidth=0.8, linestyle=":")
     axis.set(xlabel="seconds since the first step", ylabel="training step")
@@ -161,33 +177,27 @@ def steps_over_time(entries: list[dict], steps_per_epoch: int) -> AltFigure:
     return describe(figure, "Steps taken; × a process ends early, dotted: the end of an epoch", alt)
 
 
-def memory_while_streaming(read: list[float], held: list[float], capacity: float) -> AltFigure:
-    """Draw what the object stores hold, out of their capacity, after so much was read; all in MB."""
-    figure, axis = subplots(figsize=(8, 3))
-    axis.plot(read, read, "--", color=GREY, label="if everything read were kept")
-    axis.axhline(capacity, color=ORANGE, linewidth=1, label="what the object stores can hold")
-    axis.plot(read, held, color=BLUE, label="what they hold")
-    axis.set(xlabel="MB of images read so far", ylabel="MB")
-    axis.legend(frameon=False)
-    alt = f"{read[-1]:,.0f} MB pass through; the object stores hold at most {max(held):,.0f} MB of {capacity:,.0f} MB"
-    return describe(figure, "Memory while streaming", alt)
+def search(reports: list[dict], rung, num_epochs: int, chance: float) -> AltFigure:
+    """Draw trials over epochs, from dicts of `trial`, `epoch`, `accuracy`; and a table `rung` of those at one epoch.
 
-
-def trials_over_epochs(trials: list[dict], num_epochs: int) -> AltFigure:
-    """Draw trials, dicts with `label`, `stopped` (a cross) and the validation `accuracy`, one value per epoch."""
-    figure, axis = subplots(figsize=(8, 3.6))
-    for number, trial in enumerate(trials):
-        colour, style = COLOURS[number % 4], ("o-", "s--")[number // 4 % 2]
-        epochs = range(1, len(trial["accuracy"]) + 1)
-        axis.plot(epochs, trial["accuracy"], style, color=colour, label=trial["label"])
-        if trial["stopped"]:  # smaller and smaller, so that none hides another at about the same place
-            axis.plot(epochs[-1], trial["accuracy"][-1], "x", color=colour, markersize=20 - 3 * (number % 4), mew=2)
-    axis.set(xlabel="epoch", ylabel="validation accuracy", xlim=(0.8, num_epochs + 0.2), ylim=(0, 1.02))
-    axis.set_xticks(range(1, num_epochs + 1, max(1, num_epochs // 10)))
-    axis.grid(alpha=0.3)
-    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    ends = ", ".join(f"{trial['label']}: {trial['accuracy'][-1]:.2f}" for trial in trials)
-    return describe(figure, "One line per trial; × stopped early", f"Last validation accuracies: {ends}")
+    Its rows, in the order of arrival, have `accuracy`, `stopped` and the `cutoff` at that moment, -inf for none.
+    """
+    figure, (left, right) = subplots(1, 2, figsize=(9, 3.4), sharey=True)
+    for trial in {report["trial"] for report in reports}:
+        epochs, values = zip(*[(r["epoch"], r["accuracy"]) for r in reports if r["trial"] == trial], strict=True)
+        colour, marker = (BLUE, "o") if epochs[-1] >= num_epochs else (ORANGE, "x")
+        left.plot(epochs, values, color=colour, alpha=0.7, marker=marker, markevery=[-1], mew=2)
+    places, stopped = np.arange(1, len(rung) + 1), np.asarray(rung["stopped"], bool)
+    right.plot(places[~stopped], rung["accuracy"][~stopped], "o", color=BLUE, label="goes on")
+    right.plot(places[stopped], rung["accuracy"][stopped], "x", color=ORANGE, mew=2, label="is stopped")
+    right.step(places, rung["cutoff"].replace(-np.inf, np.nan), where="mid", color=GREY, label="cut-off at that moment")
+    for axis in (left, right):
+        axis.axhline(chance, color=GREY, linestyle=":", label="chance")
+    left.set(xlabel="epoch", ylabel="validation accuracy", ylim=(0, 1.02), xticks=range(1, num_epochs + 1))
+    right.set(xlabel="order of arrival at the first rung", xticks=places)
+    right.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    alt = f"Left all trials, right {len(rung)} reports in order, {stopped.sum()} of them below the cut-off"
+    return describe(figure, "A search: blue trials finished, × were stopped", alt)
 
 
 @functools.cache

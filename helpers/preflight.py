@@ -43,7 +43,8 @@ def run() -> Report:
     """Check this machine and the Ray that is running; call `cluster.connect()` first."""
     cfg = settings.load()
     lines = [python(), *map(package, ("ray", "torch", "torchvision")), cores(), memory(), shared_memory(), storage(cfg)]
-    return Report([*lines, gpus(), helpers_on_a_worker(), Check("data", f"{cfg.data_name}, in {cfg.path('data')}")])
+    found = Check("data", settings.hide_secret(f"{cfg.data_name}, in {cfg.path('data')}"))
+    return Report([*lines, gpus(), helpers_on_a_worker(), found])
 
 
 def python() -> Check:
@@ -84,12 +85,13 @@ def shared_memory(needed: float = 0.5) -> Check:
 
 def storage(cfg: settings.Settings, needed: float = 2) -> Check:
     """Whether the storage location can be written and has space, in GiB."""
-    if "://" in cfg.storage:
-        return Check("storage", cfg.storage)
     try:
         settings.require_writable(cfg)
-    except settings.SettingError as error:
+        cluster.require_shared_storage(cfg.storage)
+    except (settings.SettingError, cluster.ClusterError) as error:
         return Check("storage", str(error), "Until then, nothing can be prepared or trained.")
+    if "://" in cfg.storage:
+        return Check("storage", settings.hide_secret(cfg.storage))
     free = shutil.disk_usage(cfg.storage).free / 2**30
     remedy = "" if free >= needed else f"Free {needed:g} GiB, or set TUTORIAL_STORAGE to a larger disk."
     return Check("storage", f"{free:.0f} GiB free in {cfg.storage}", remedy)

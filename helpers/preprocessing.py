@@ -53,5 +53,4 @@ def channel_statistics(dataset) -> tuple[list[float], list[float]]:
     variance = sum(row["squares"] for row in rows) / pixels - mean**2
     std = np.sqrt(np.maximum(variance, 0)) / 255
     # A channel without any variation gets std 1, so that normalising by it stays finite.
-    # A channel without any variation gets std 1, so that normalising by it stays finite.
     return (mean / 255).tolist(), np.where(std > 0, std, 1.0).tolist()

@@ -48,16 +48,17 @@ class _Display:
 
     def __init__(self, trainer):
         from IPython import get_ipython  # Ray Train's controller imports this module and does without
-        from IPython.display import display
+        from IPython.display import Pretty, display  # `Pretty` shows a text without quotation marks
 
         self.run = trainer.run_config
         self.workers = trainer.scaling_config.num_workers
         self.epochs = trainer.train_loop_config["num_epochs"]
-        self.start = time.monotonic()
+        self.start, self.epochs_done = time.monotonic(), 0
         self.lines, self.seconds, self.seen = [], [], set()
         self.last = time.time()
         in_notebook = hasattr(get_ipython(), "kernel")
-        self.handle = display(_Text("starting the worker processes"), display_id=True) if in_notebook else None
+        self.text = Pretty
+        self.handle = display(Pretty("starting the worker processes"), display_id=True) if in_notebook else None
         self.done = threading.Event()
         context = contextvars.copy_context()  # the thread writes into the cell that started it
         self.thread = threading.Thread(target=context.run, args=(self._watch,), daemon=True)
@@ -73,9 +74,9 @@ class _Display:
         while not self.done.wait(0.5):
             with contextlib.suppress(OSError, ValueError):  # a report that is half written is read next time
                 self._read()
-            done = len(self.lines)
-            running = f"epoch {done + 1}/{self.epochs} is running" if done else "starting, then epoch 1"
-            running = running if done < self.epochs else "finishing"
+            epoch = f"epoch {self.epochs_done + 1}/{self.epochs}"
+            running = f"{epoch} is running" if self.lines else "starting, then epoch 1"
+            running = running if self.epochs_done < self.epochs else "finishing"
             self._draw(f"{running} … {time.monotonic() - self.start:.0f} s")
 
     def _read(self):
@@ -90,7 +91,10 @@ class _Display:
             now = float(file.base_name.removesuffix(".json"))  # when it was reported, not when it was seen
             values = "   ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in metrics.items() if isinstance(v, float))
             took = f"{now - self.last:.0f} s" if now > self.last else "before"  # by a driver that died
-            self.lines.append(f"epoch {metrics.get('epoch', len(self.lines)) + 1}/{self.epochs}   {values}   {took}")
+            epoch = metrics.get("epoch", self.epochs_done) + 1
+            self.epochs_done = epoch - ("step" in metrics)  # a report inside an epoch says after which step
+            step = f", step {metrics['step']}" if "step" in metrics else ""
+            self.lines.append(f"epoch {epoch}/{self.epochs}{step}   {values}   {took}")
             if now > self.last:
                 self.seconds.append(now - self.last)
                 self.last = now
@@ -99,11 +103,5 @@ class _Display:
 
     def _draw(self, last_line):
         if self.handle is not None:
-            self.handle.update(_Text("\n".join([f"{self.run.name} · workers: {self.workers}", *self.lines, last_line])))
-
-
-class _Text(str):
-    """A text that a notebook shows as it is, without quotation marks."""
-
-    def __repr__(self):
-        return str(self)
+            lines = [f"{self.run.name} · workers: {self.workers}", *self.lines, last_line]
+            self.handle.update(self.text("\n".join(lines)))

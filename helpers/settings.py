@@ -32,7 +32,7 @@ def _one_of(default: str, *others: str):
 
 
 def _is_data(value: str) -> bool:
-    return value in ("digits", "cifar10") or Path(value).expanduser().is_dir()
+    return value in ("digits", "cifar10") or "://" in value or Path(value).expanduser().is_dir()
 
 
 def _is_archive(value: str) -> bool:
@@ -44,7 +44,7 @@ class Settings:
     """The learner's choices. Each field `name` is the variable `TUTORIAL_NAME`."""
 
     # A folder of images is `<split>/<class>/…` or `<class>/…`. Augmentation differs in each run, whatever the seed is.
-    data: str = _setting("digits", "digits, cifar10, or the path of a folder that holds images", _is_data)
+    data: str = _setting("digits", "digits, cifar10, or the path or URI of a folder that holds images", _is_data)
     epochs: int = _setting(4, "a whole number from 1 to 1000", lambda n: 1 <= n <= 1000)  # passes over `train`
     workers: int = _setting(
         0, "a whole number from 1 to 1024, or 0 for as many as suit the machine", lambda n: 0 <= n <= 1024
@@ -62,14 +62,14 @@ class Settings:
     def __repr__(self) -> str:
         words = {"workers": "0, as many as suit the machine", "cifar10_archive": "none given"}
         shown = {name: value or words.get(name, value) for name, value in asdict(self).items()}
-        return "\n".join(f"{name:<16} {value}" for name, value in shown.items())
+        return "\n".join(f"{name:<16} {hide_secret(str(value))}" for name, value in shown.items())
 
     @property
     def data_name(self) -> str:
         """A short name of the data source for run names and titles: `digits`, `cifar`, or the folder's name."""
         if self.data in ("digits", "cifar10"):
             return self.data.removesuffix("10")
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(self.data).name).strip("-.") or "images"
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(self.data.partition("?")[0]).name).strip("-.") or "images"
         return f"{name}-folder" if name in ("digits", "cifar") else name
 
     @property
@@ -79,7 +79,18 @@ class Settings:
 
     def path(self, *parts: str) -> str:
         """Join `parts` to the storage location, which may be a local folder or a URI."""
-        return "/".join([self.storage.rstrip("/"), *parts])
+        return join(self.storage, *parts)
+
+
+def join(location: str, *parts: str) -> str:
+    """Append `parts` to a folder or a URI, whose query, such as `?endpoint_override=…`, stays at the end."""
+    path, mark, query = location.partition("?") if "://" in location else (location, "", "")
+    return "/".join([path.rstrip("/"), *parts]) + mark + query
+
+
+def hide_secret(text: str) -> str:
+    """Return `text` without the keys in a URI such as `s3://key:secret@bucket`."""
+    return re.sub(r"(?<=://)[^/@\s]+@", "", text)
 
 
 def load() -> Settings:
@@ -114,14 +125,6 @@ def choose(**choices) -> Settings:
             what = f"The choices can't be saved in {SAVED_CHOICES} ({error.strerror})"
             raise SettingError(f"{what}: start JupyterLab with {variables} instead.") from error
     return load()
-
-
-def make_paths_absolute() -> None:
-    """Rewrite relative paths in TUTORIAL_* variables, for notebooks that will run in another folder."""
-    cfg = load()
-    for name in ("data", "storage", "cifar10_archive"):
-        if f"TUTORIAL_{name.upper()}" in env_overrides():
-            os.environ[f"TUTORIAL_{name.upper()}"] = getattr(cfg, name)
 
 
 def require_writable(cfg: Settings) -> None:

@@ -1,6 +1,5 @@
 """The parts of the TorchTrainer, each in a function of its own, and the trainer put together."""
 
-import functools
 import uuid
 from datetime import datetime
 
@@ -19,28 +18,25 @@ def build_datasets(train_ds: ray.data.Dataset, validation_ds: ray.data.Dataset, 
     """Return `train`, in a new order and with new variants of its images in each epoch, and `validation` as it is."""
     if isinstance(train_ds, MaterializedDataset):  # streamed, this would wait until the last file is read
         train_ds = train_ds.randomize_block_order()
-    augmented = train_ds.map_batches(functools.partial(augment_batch, flip=flip), batch_size=None)
+    augmented = train_ds.map_batches(augment_batch, fn_kwargs={"flip": flip}, batch_size=None)
     return {"train": augmented, "validation": validation_ds}
 
 
 def check_batch_size(cfg: settings.Settings, num_workers: int, num_images: int) -> int:
     """Return the global batch size: the learner's, or one of three steps per epoch; ValueError if it can't be used."""
+    # Small data: a third of the images, so that an epoch has three steps. Batch norm needs two images per worker.
+    per_worker = max(2, min(cfg.batch_size, num_images // 3) // num_workers)
     batch_size = cfg.batch_size
-    per_worker = max(2, min(batch_size, num_images // 3) // num_workers)
     if batch_size == settings.Settings.batch_size and not settings.is_chosen("batch_size"):
         batch_size = per_worker * num_workers
         if batch_size != cfg.batch_size:
             print(f"Batch size {batch_size} instead of {cfg.batch_size}: workers {num_workers}, images {num_images:,}.")
     if batch_size % num_workers:
-        raise ValueError(
-            f"A global batch of {batch_size} images can't be shared evenly by {num_workers} workers: "
-            f"set TUTORIAL_BATCH_SIZE to {per_worker * num_workers}."
-        )
+        what = f"A global batch of {batch_size} images can't be shared evenly by {num_workers} workers"
+        raise ValueError(f"{what}: set TUTORIAL_BATCH_SIZE to {per_worker * num_workers}.")
     if batch_size // num_workers > num_images // num_workers:
-        raise ValueError(
-            f"{num_images} training images do not fill one batch of {batch_size}: "
-            "set TUTORIAL_BATCH_SIZE or TUTORIAL_WORKERS to a smaller number."
-        )
+        what = f"{num_images} training images do not fill one batch of {batch_size}"
+        raise ValueError(f"{what}: set TUTORIAL_BATCH_SIZE or TUTORIAL_WORKERS to a smaller number.")
     return batch_size
 
 
@@ -51,15 +47,14 @@ def build_train_loop_config(
     num_images = train_ds.count()
     batch_size = check_batch_size(cfg, num_workers, num_images)
     mean, std = statistics or channel_statistics(train_ds)
+    chosen = {"num_epochs": cfg.epochs, "learning_rate": cfg.learning_rate, "seed": cfg.seed}
     return {
-        "num_epochs": cfg.epochs,
+        **chosen,
         "global_batch_size": batch_size,
-        "learning_rate": cfg.learning_rate,
-        "seed": cfg.seed,
+        "steps_per_epoch": num_images // num_workers // (batch_size // num_workers),
         "num_classes": len(class_names),
         "class_names": class_names,
         "image_size": cfg.image_size,
-        "steps_per_epoch": num_images // num_workers // (batch_size // num_workers),
         "mean": mean,
         "std": std,
     }

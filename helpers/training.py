@@ -33,8 +33,7 @@ def train_loop_ray_train_ray_data(config: dict) -> list[dict]:
     raw_model = getattr(model, "module", model)  # with one worker there is no DDP wrapper
     optimizer, scheduler = build_optimizer(raw_model, config)
     batch_size = config["global_batch_size"] // context.get_world_size()
-    # At least two batches, or workers may get different numbers of steps (ray#66085). No more than a part of the shard,
-    # or the first batch of each epoch waits until all of it is read.
+    # Less than two batches, and workers may take different numbers of steps (ray#66085).
     shuffle_buffer = max(2 * batch_size, min(4096, config["steps_per_epoch"] * batch_size // 4))
     train_shard = ray.train.get_dataset_shard("train")
     validation_shard = ray.train.get_dataset_shard("validation")
@@ -74,11 +73,12 @@ def train_loop_ray_train_ray_data(config: dict) -> list[dict]:
             "train_accuracy": train_accuracy,
             "validation_loss": validation_loss,
             "validation_accuracy": validation_accuracy,
-            "seconds": timer.seconds,
+            "seconds": dict(timer.seconds),
         }
         history.append(metrics)
         report_with_checkpoint(metrics, raw_model, optimizer, scheduler, history, config)
         timer.lap("report")
+        history[-1] = {**metrics, "seconds": timer.seconds}  # the returned history has the time of the report, too
     return history
 
 

@@ -3,7 +3,7 @@
     python train.py [--name NAME] [--storage DIR] [--epochs N] [--workers N]
 
 The same NAME resumes an interrupted run from its last checkpoint; keep --epochs and --workers then. On a cluster, all
-machines must reach the storage: a shared folder or a URI such as s3://bucket/path.
+machines must reach the storage: a shared folder or a URI such as s3://bucket/path. Lesson 14 submits this as a job.
 """
 
 import argparse
@@ -64,6 +64,7 @@ def load_states(checkpoint):
 def train_loop(config):  # runs in every worker process
     model = prepare_model(build_model())
     bare_model = getattr(model, "module", model)  # with one worker there is no DDP wrapper
+    is_first = ray.train.get_context().get_world_rank() == 0  # its model and its metrics are kept
     optimizer = torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9, nesterov=True, weight_decay=5e-3)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.03, total_steps=config["total_steps"])
     parts, first_epoch = {"model": bare_model, "optimizer": optimizer, "scheduler": scheduler}, 0
@@ -72,6 +73,8 @@ def train_loop(config):  # runs in every worker process
         first_epoch = states["epochs"]
         for name, part in parts.items():
             part.load_state_dict(states[name])
+        if is_first:
+            print(f"resumed after epoch {first_epoch}")
     train_shard, validation_ds = (ray.train.get_dataset_shard(name) for name in ("train", "validation"))
     for epoch in range(first_epoch, config["epochs"]):
         model.train()
@@ -83,9 +86,9 @@ def train_loop(config):  # runs in every worker process
             loss.backward()
             optimizer.step()
             scheduler.step()
-        metrics, checkpoint = {"validation_accuracy": accuracy(bare_model, validation_ds)}, None
+        metrics, checkpoint = {"epoch": epoch + 1, "validation_accuracy": accuracy(bare_model, validation_ds)}, None
         with tempfile.TemporaryDirectory() as folder:
-            if ray.train.get_context().get_world_rank() == 0:  # its model and its metrics are kept
+            if is_first:
                 print(f"epoch {epoch + 1}/{config['epochs']}: {metrics}")
                 states = {"epochs": epoch + 1, **{name: part.state_dict() for name, part in parts.items()}}
                 torch.save(states, f"{folder}/states.pt")
@@ -103,6 +106,7 @@ if __name__ == "__main__":
 
     # Without a cluster: a Ray with one CPU for each worker, and two for the tasks that augment.
     ray.init(**({} if "RAY_ADDRESS" in os.environ else {"address": "local", "num_cpus": args.workers + 2}))
+    ray.data.DataContext.get_current().enable_progress_bars = False  # they would fill a job's log
     train_ds, validation_ds, test_ds = load_splits()
     batch_size = 64 // args.workers
     total_steps = args.epochs * (train_ds.count() // args.workers // batch_size)

@@ -63,7 +63,7 @@ def load_definitions(lesson, **names):
     The module is not importable, so Ray pickles its definitions by value, as it does those of a notebook.
 
     Args:
-        lesson: the beginning of the notebook's name, such as "08".
+        lesson: the beginning of the notebook's name, such as "12".
         names: what the definitions use and a cell would have computed.
     """
     (path,) = NOTEBOOKS.glob(f"{lesson}_*.ipynb")

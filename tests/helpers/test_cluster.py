@@ -7,6 +7,7 @@ import tempfile
 
 import pytest
 import ray
+import ray.data
 from ray.train import ScalingConfig
 
 from helpers import cluster, settings
@@ -78,7 +79,12 @@ def test_require_resources_names_those_in_use():
 
 
 @pytest.mark.parametrize(
-    ("resources", "pool"), [({"CPU": 64.0, "GPU": 3.0}, (3, {"num_gpus": 1})), ({"CPU": 64.0}, (2, {"num_cpus": 4}))]
+    ("resources", "pool"),
+    [
+        ({"CPU": 64.0, "GPU": 3.0}, (3, {"num_gpus": 1})),
+        ({"CPU": 64.0, "GPU": 1.0}, (2, {"num_gpus": 0.5})),
+        ({"CPU": 64.0}, (2, {"num_cpus": 2})),
+    ],
 )
 def test_actor_pool_suits_what_ray_has(monkeypatch, resources, pool):
     monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
@@ -103,15 +109,27 @@ def test_connect_names_a_temporary_folder_with_a_long_path():
     assert "set RAY_TMPDIR to a short one" in printed and "Traceback" not in printed
 
 
+@pytest.mark.parametrize(("storage", "said"), [("storage", ""), ("file/below", "can't write (")])
+def test_connect_writes_to_a_bucket(tmp_path, storage, said):
+    (tmp_path / "file").touch()
+    printed = connect(RAY_ADDRESS=os.environ["RAY_ADDRESS"], TUTORIAL_STORAGE=f"file://{tmp_path}/{storage}")
+    assert said in printed and bool(said) == bool(printed)
+    assert not list(tmp_path.rglob(".seen-by-all*"))
+
+
+@pytest.mark.parametrize(("cpus", "new_reader"), [(63, False), (64, True)])
+def test_connect_keeps_the_older_parquet_reader_where_there_are_few_cpus(monkeypatch, cpus, new_reader):
+    context = ray.data.DataContext.get_current()
+    monkeypatch.setattr(context, "use_datasource_v2", True)
+    monkeypatch.setattr(cluster, "on_one_machine", lambda: False)
+    monkeypatch.setattr(cluster, "_require_same_torch", lambda: None)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": cpus})
+    cluster.connect()
+    assert context.use_datasource_v2 == new_reader
+
+
 def test_connect_sends_no_usage_report():
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
-
-
-def test_all_cores_at_once_is_undone():
-    context = ray.data.DataContext.get_current()
-    with cluster.all_cores_at_once():
-        assert not context.op_resource_reservation_enabled
-    assert context.op_resource_reservation_enabled
 
 
 def test_count_free_counts_how_often_the_needs_fit():

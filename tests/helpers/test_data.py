@@ -101,11 +101,27 @@ def test_load_reads_what_was_prepared_wherever_it_lies(tmp_path, name):
 
 
 @pytest.mark.usefixtures("shared_ray")
+def test_load_keeps_the_order_of_the_files(tmp_path):
+    """A run that is compared with another must read the same images first, even if its first file takes longest."""
+    cfg = settings_of(tmp_path)
+    images, labels = read(data.prepare(cfg), "train")
+    folder, names = f"{data.prepare(cfg)}/train", [str(digit) for digit in range(10)]
+    first = f"{folder}/part-00000.parquet"
+    noise = np.random.default_rng(0).integers(0, 256, (20_000, *images.shape[1:]), dtype=np.uint8)
+    pq.write_table(data.to_table(noise, labels[:1].repeat(20_000), names), first)
+    _, expected = read(data.prepare(cfg), "train")
+    assert np.array_equal(data.load("train", cfg).take_batch(len(expected))["label"], expected)
+
+
+@pytest.mark.usefixtures("shared_ray")
 def test_load_keeps_a_small_split_in_memory_and_streams_a_large_one(tmp_path, monkeypatch):
     cfg = settings_of(tmp_path)
     assert isinstance(data.load("train", cfg), MaterializedDataset)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"object_store_memory": 1e6})
-    assert not isinstance(data.load("train", cfg), MaterializedDataset)
+    streamed = data.load("train", cfg)
+    assert not isinstance(streamed, MaterializedDataset)
+    # In blocks of which a store holds many.
+    assert streamed.materialize().num_blocks() > 32
 
 
 def test_load_refuses_an_unknown_split():
@@ -166,6 +182,22 @@ def test_data_in_a_bucket_count_once_they_are_whole(bucket, monkeypatch):
     assert data.is_complete("s3://bucket/storage/data/digits") and leftovers(bucket) == ["digits"]
     assert data.class_names(storage) == [str(digit) for digit in range(10)]
     assert len(read(bucket / "storage/data/digits", "train")[0]) == 1260
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_data_and_storage_may_both_be_uris(tmp_path, image_folder):
+    cfg = settings.Settings(data=f"file://{image_folder}", storage=f"file://{tmp_path}/storage")
+    folder = data.prepare(cfg)
+    assert data.prepare(cfg) == folder and folder.startswith(f"file://{tmp_path}/storage/data/images-")
+    assert data.class_names(cfg) == ["dark", "light"]
+    assert data.load("test", cfg).count() == 14
+
+
+def test_prepare_names_images_in_a_bucket_that_can_not_be_listed(tmp_path):
+    cfg = settings.Settings(data=f"file://key:secret@{tmp_path}/nowhere", storage=str(tmp_path / "storage"))
+    with pytest.raises(data.DataError, match="can't be listed .* check TUTORIAL_DATA") as raised:
+        data.prepare(cfg)
+    assert "secret" not in str(raised.value)
 
 
 # --- CIFAR-10 ---

@@ -1,15 +1,22 @@
 """Each check says "not done yet" to a stub, says what is off to typical mistakes, and accepts a right answer."""
 
-from types import SimpleNamespace
+import contextlib
+import functools
+import tempfile
+import time
+from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import ray
 import torch
+from ray import serve, tune
 from ray.train import Checkpoint, ScalingConfig
+from ray.train.collective import broadcast_from_rank_zero
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
-from helpers import exercises
+from helpers import exercises, serving
 
 RNG = np.random.default_rng(0)
 BATCHES = [
@@ -19,14 +26,6 @@ BATCHES = [
 IMAGES, LABELS = (np.concatenate([batch[name] for batch in BATCHES]) for name in ("image", "label"))
 BRIGHTNESS = np.array([IMAGES[LABELS == label].mean() for label in range(3)])
 GREY_DIGITS = {**BATCHES[0], "image": np.repeat(BATCHES[0]["image"][..., :1], 3, axis=-1)}
-ENTRIES = [{"step": step} for step in (1, 2, 1, 2, 3)]
-RATES = {1: 100.0, 2: 150.0}
-PREDICTIONS = {
-    "label": np.zeros(10, int),
-    "predicted": np.array([0, 0, 0, 0, 1, 0, 1, 1, 1, 1]),  # four correct in the confident half, one in the other
-    "confidence": np.linspace(0.95, 0.1, 10),
-}
-TRIALS = [{"accuracy": [0.5, 0.7, 0.8]}, {"accuracy": [0.1]}, {"accuracy": [0.5, 0.9, 0.9]}, {"accuracy": [0.2]}]
 
 
 def mean_grey(batch):
@@ -153,28 +152,39 @@ def top3_answers():
     }
 
 
-def test_top3_accuracy(shared_ray, tmp_path):
-    def fit(train_loop, train_loop_config, torch_config):
-        """Run the loop in two tasks, which takes a fraction of the time of two training workers."""
-        file = tmp_path / str(len(list(tmp_path.iterdir())))
-
-        @ray.remote(num_cpus=0)
-        def worker(rank):
-            torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-            try:
-                return train_loop(train_loop_config)
-            finally:
-                torch.distributed.destroy_process_group()
-
-        try:
-            return SimpleNamespace(return_value=ray.get([worker.remote(rank) for rank in range(2)])[0])
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from error
-
+def test_top3_accuracy(shared_ray):
     for answer, says in top3_answers().items():
-        assert says in exercises.check_top3_accuracy(answer, fit)
-    assert "Not done yet" in exercises.check_top3_accuracy(..., fit)
-    assert "Expected a function, not 0.8" in exercises.check_top3_accuracy(0.8, fit)
+        assert says in exercises.check_top3_accuracy(answer)
+    assert "Not done yet" in exercises.check_top3_accuracy(...)
+    assert "Expected a function, not 0.8" in exercises.check_top3_accuracy(0.8)
+
+
+def reading(**options):
+    """An answer that reads batches of 32 rows with these options; a seed of "epoch" stands for the epoch's number."""
+
+    def batches(dataset, epoch):
+        seed = {"local_shuffle_seed": epoch} if options.get("local_shuffle_seed") == "epoch" else {}
+        return dataset.iter_batches(**{"batch_size": 32, "drop_last": True, **options, **seed})
+
+    return batches
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (..., "Not done yet"),
+        (32, "Expected a function, not 32"),
+        (reading(batch_size=48), "should have 32 rows"),
+        (reading(), "not shuffled"),
+        (reading(local_shuffle_buffer_size=256), "set local_shuffle_seed"),
+        (reading(local_shuffle_buffer_size=256, local_shuffle_seed=7), "depend on the epoch"),
+        (reading(local_shuffle_buffer_size=2048, local_shuffle_seed="epoch"), "Use less buffer"),
+        (reading(local_shuffle_buffer_size=256, local_shuffle_seed="epoch"), "Right"),
+        (lambda dataset, epoch: dataset.limit(1024).iter_batches(batch_size=32), "each row once"),
+    ],
+)
+def test_batches(answer, says, shared_ray):
+    assert says in exercises.check_batches(answer)
 
 
 @pytest.mark.parametrize(
@@ -217,66 +227,219 @@ def test_best_checkpoint(answer, says):
     assert says in exercises.check_best_checkpoint(answer)
 
 
-@pytest.mark.parametrize(
-    ("answer", "says"),
-    [
-        (..., "Not done yet"),
-        ([1, 2], "Expected one number, not [1, 2]"),
-        (True, "Expected one number, not True"),
-        (5, "taken in total"),
-        (3, "subtract them from those that were taken"),
-        (1, "Not 1"),
-        (2, "Right: 2 of 5"),
-    ],
-)
-def test_steps_lost(answer, says):
-    assert says in exercises.check_steps_lost(answer, ENTRIES)
+def reports(config, ranks=(0, 1), attach=(0,)):
+    """A train loop in which `ranks` report, and those in `attach` with a checkpoint."""
+    rank = ray.train.get_context().get_world_rank()
+    for epoch in range(config["num_epochs"]):
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "epoch.txt").write_text(str(epoch))
+            checkpoint = Checkpoint.from_directory(folder) if rank in attach else None
+            if rank in ranks:
+                ray.train.report({"epoch": epoch}, checkpoint=checkpoint)
 
 
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
         (..., "Not done yet"),
-        ("0.75", "Expected one number, not '0.75'"),
-        (1.5, "divide it by the 2 workers"),
-        (100 / 150, "upside down"),
-        (2 / 1.5, "upside down"),
-        (75.0, "Not 75.000"),
-        (0.75, "Right: 2 workers run at 75% of ideal speed"),
+        ("report", "Expected a function, not 'report'"),
+        (lambda config: reports(config, ranks=(0,)), "one worker waited for the other"),
+        (lambda config: reports(config, attach=(0, 1)), "Rank 1 attached a checkpoint"),
+        (lambda config: reports(config), "Right"),
     ],
 )
-def test_efficiency(answer, says):
-    assert says in exercises.check_efficiency(answer, RATES)
+def test_reports(shared_ray, answer, says):
+    assert says in exercises.check_reports(answer)
+
+
+def is_due_by_own_clock(last, interval):
+    return time.monotonic() - last > interval
 
 
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
         (..., "Not done yet"),
-        (PREDICTIONS["confidence"] >= 0.5, "Expected one number, not array"),
-        ("80 %", "Expected one number, not '80 %'"),
-        (0.5, "accuracy on all images"),
-        (0.2, "Expected 0.8000, not 0.2000"),
-        (4, "Expected 0.8000, not 4.0000"),
-        (80.0, "Expected 0.8000, not 80.0000"),
-        (np.float64(0.8), "Right: 80.0%, 50.0% on all images; 1 of 5 mistakes"),
+        (True, "Expected a function, not True"),
+        (is_due_by_own_clock, "The clocks differ, and so do the workers"),
+        (lambda last, interval: True, "after 0 s not"),
+        (lambda last, interval: broadcast_from_rank_zero(is_due_by_own_clock(last, interval)), "Right"),
     ],
 )
-@pytest.mark.parametrize("table", [dict, pd.DataFrame])
-def test_confident_half(answer, says, table):
-    assert says in exercises.check_confident_half(answer, table(PREDICTIONS))
+def test_is_due(shared_ray, answer, says):
+    assert says in exercises.check_is_due(answer)
+
+
+def elastic(fewest, most, **options):
+    options = {"use_gpu": True, "elastic_resize_monitor_interval_s": 30, **options}
+    return ScalingConfig(num_workers=(fewest, most), **options)
 
 
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
         (..., "Not done yet"),
-        ([2, 2], "Expected one number"),
-        (8, "subtract them from those planned"),
-        (12, "Not 12"),
-        (2, "trials that were stopped"),
-        (4, "Right: 8 of 12 planned epochs were reported, 4 saved"),
+        (ScalingConfig(num_workers=(8, 32)), "Expected a function"),
+        (lambda gpus, fewest, most: (8, 32), "Return a ScalingConfig, not (8, 32)"),
+        (lambda gpus, fewest, most: elastic(fewest, most), "These are nodes"),
+        (lambda gpus, fewest, most: elastic(gpus, gpus * most), "should be (8, 32), not (4, 32)"),
+        (lambda gpus, fewest, most: elastic(gpus * fewest, gpus * most, use_gpu=False), "Without use_gpu=True"),
+        (
+            lambda gpus, fewest, most: elastic(gpus * fewest, gpus * most, elastic_resize_monitor_interval_s=60),
+            "Every 60 s is not every 30 s",
+        ),
+        (lambda gpus, fewest, most: elastic(gpus * fewest, gpus * most), "Right: 8 to 32 workers"),
     ],
 )
-def test_epochs_saved(answer, says):
-    assert says in exercises.check_epochs_saved(answer, TRIALS, 3)
+def test_elastic(answer, says):
+    assert says in exercises.check_elastic(answer)
+
+
+def accumulate_gradients(model, optimizer, batches, accumulate, local=True, mean=True):
+    """Train with one step per group; without `local` exchange each time, without `mean` take too long steps."""
+    for start in range(0, len(batches), accumulate):
+        group = batches[start : start + accumulate]
+        for number, (images, labels) in enumerate(group, start=1):
+            with model.no_sync() if local and number < len(group) else contextlib.nullcontext():
+                loss = torch.nn.functional.cross_entropy(model(images), labels)
+                (loss / len(group) if mean else loss).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (..., "Not done yet"),
+        (0.75, "Expected a function, not 0.75"),
+        (functools.partial(accumulate_gradients, local=False), "5 batches made 5 exchanges"),
+        (functools.partial(accumulate_gradients, mean=False), "not those of large batches"),
+        (accumulate_gradients, "Right"),
+    ],
+)
+def test_accumulation(shared_ray, answer, says):
+    assert says in exercises.check_accumulation(answer)
+
+
+def shard(model, layers=True):
+    mesh = init_device_mesh("cpu", (2,))
+    for layer in model if layers else ():
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (..., "Not done yet"),
+        (2, "Expected a function, not 2"),
+        (lambda model: model, "Nothing was sharded"),
+        (functools.partial(shard, layers=False), "Not every layer is a unit"),
+        (shard, "Right"),
+    ],
+)
+def test_sharding(shared_ray, answer, says):
+    assert says in exercises.check_sharding(answer)
+
+
+def per_image(images):
+    return [{"mean": float(image.mean()), "batch": len(images)} for image in images]
+
+
+def deployed(function, batched=True, **arguments):
+    """A deployment whose `__call__` is `function`, batched or not."""
+
+    class Brightness:
+        async def __call__(self, images):
+            return function(images)
+
+    if batched:
+        Brightness.__call__ = serve.batch(Brightness.__call__, **arguments)
+    return serve.deployment(Brightness)
+
+
+RIGHT = {"max_batch_size": 8, "batch_wait_timeout_s": 0.05}
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (lambda: ..., "Not done yet"),
+        (lambda: per_image, "Expected a class under @serve.deployment"),
+        (lambda: deployed(per_image, batched=False), "Under @serve.batch return a list"),
+        (lambda: deployed(lambda images: [image.mean() for image in images], **RIGHT), 'with a dict "mean", "batch"'),
+        (lambda: deployed(lambda images: per_image(images[::-1]), **RIGHT), "don't belong to the images"),
+        (lambda: deployed(per_image, batch_wait_timeout_s=0.05), "up to 10: set max_batch_size=8"),
+        (lambda: deployed(per_image, max_batch_size=8, batch_wait_timeout_s=3), "took 3 s or more: set batch_wait"),
+        (lambda: deployed(per_image, max_batch_size=8, batch_wait_timeout_s=50), "took 15 s or more: set batch_wait"),
+        (lambda: deployed(per_image, **RIGHT), "Right: 20 images"),
+    ],
+)
+@pytest.mark.usefixtures("shared_serve")
+def test_serve_batch(answer, says):
+    assert says in exercises.check_serve_batch(answer())
+
+
+@pytest.fixture(scope="module")
+def shared_serve(shared_ray):
+    name = serving.start()
+    yield
+    serving.stop(name)
+
+
+SPACE = {
+    "learning_rate": tune.loguniform(1e-4, 1e-1),
+    "weight_decay": tune.loguniform(1e-5, 1e-2),
+    "batch_size": tune.choice([32, 64, 128]),
+}
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (..., "Not done yet"),
+        ({"learning_rate": 0.1}, "Expected a dict with"),
+        ({**SPACE, "learning_rate": tune.uniform(1e-4, 1e-1)}, "draw the logarithm evenly"),
+        ({**SPACE, "learning_rate": tune.choice([1e-4, 1e-3, 1e-2, 1e-1])}, "only 4 different values"),
+        ({**SPACE, "weight_decay": tune.loguniform(1e-5, 1)}, "not from 1e-05 to 0.01"),
+        ({**SPACE, "batch_size": tune.grid_search([32, 64, 128])}, "['batch_size'] is not drawn at random"),
+        ({**SPACE, "batch_size": tune.randint(32, 129)}, "should be 32, 64 or 128"),
+        (SPACE, "Right"),
+    ],
+)
+def test_search_space(answer, says):
+    assert says in exercises.check_search_space(answer)
+
+
+def retry(client, entrypoint, attempts, waits=True, again=("FAILED",), limited=True):
+    """Submit jobs until one ends otherwise than `again` says: right by default, and wrong in the ways of learners."""
+    count = 0
+    while count < attempts or not limited:
+        count += 1
+        job = client.submit_job(entrypoint=entrypoint)
+        while waits and not client.get_job_status(job).is_terminal():
+            pass
+        status = client.get_job_status(job)
+        if status not in again:
+            break
+    return status
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (..., "Not done yet"),
+        ("FAILED", "Expected a function, not 'FAILED'"),
+        (lambda client, entrypoint, attempts: client.submit_job(entrypoint=entrypoint), "was not submitted again"),
+        (functools.partial(retry, waits=False), "wait for its end before you look"),
+        (functools.partial(retry, again=("FAILED", "SUCCEEDED")), "a third one was submitted"),
+        (lambda *arguments: bool(retry(*arguments)), "return its status, not True"),
+        (functools.partial(retry, limited=False), "With 2 attempts, 4 jobs were submitted"),
+        (lambda client, entrypoint, attempts: retry(client, entrypoint, attempts + 1), "With 2 attempts, 3 jobs"),
+        (functools.partial(retry, again=("FAILED", "STOPPED")), "look for FAILED"),
+        (lambda client: client.submit_job(), "Your answer raised TypeError"),
+        (retry, "Right: a failed job"),
+    ],
+)
+def test_retries(answer, says):
+    assert says in exercises.check_retries(answer)

@@ -90,7 +90,7 @@ def test_fit_raises_when_no_failure_is_allowed(step_log):
 
 @pytest.mark.parametrize("step_log", [([1, 4], "killed-driver")], indirect=True)
 def test_fit_resumes_after_driver_killed(undisturbed, step_log):
-    command = [sys.executable, "-m", "helpers.faults", "killed-driver"]
+    command = [sys.executable, settings.PROJECT / "notebooks" / "dying_driver.py", "killed-driver"]
     driver = subprocess.run(command, capture_output=True, text=True)
     assert driver.returncode == -signal.SIGKILL, driver.stderr
     # Killed after step 1, without a checkpoint, it starts over; then the driver dies with the first checkpoint stored.

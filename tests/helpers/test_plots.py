@@ -8,6 +8,7 @@ import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from IPython.core.formatters import DisplayFormatter
 from matplotlib import font_manager, get_data_path
@@ -27,10 +28,8 @@ HISTORY = [
 ENTRIES = [
     {"time": 10.0 * process + step, "process": process, "step": step} for process in range(6) for step in range(1, 4)
 ]
-TRIALS = [
-    {"label": "learning rate 0.03", "accuracy": [0.5, 0.7, 0.8], "stopped": False},
-    {"label": "learning rate 0.001", "accuracy": [0.1], "stopped": True},
-]
+REPORTS = [{"trial": trial, "epoch": epoch, "accuracy": trial / 9} for epoch in (1, 2) for trial in range(8)]
+RUNG = pd.DataFrame({"accuracy": [0.5, 0.4, 0.6], "cutoff": [-np.inf, 0.5, 0.45], "stopped": [False, True, False]})
 
 
 def balance(names):
@@ -71,13 +70,13 @@ def fonts(monkeypatch, request):
         lambda: confusion(ODD),
         lambda: confusion(MANY),
         lambda: plots.bars({"map": 10.0, "map_batches": 1000.0}, "images per second", "Rates"),
+        lambda: plots.stacked_bars(pd.DataFrame({"data": [1.0, 2], "step": [3.0, 1]}, index=["a", "b"]), "s", "Parts"),
         lambda: plots.timeline([("worker 1", 0, 1, "augment"), ("notebook", 0.5, 2, "train")], "What ran when"),
         lambda: plots.learning_curves(HISTORY),
         lambda: plots.learning_curves(HISTORY[:1]),
         lambda: plots.steps_over_time(ENTRIES, 2),
-        lambda: plots.memory_while_streaming([1.0, 2.0], [1.0, 1.0], 1.5),
-        lambda: plots.trials_over_epochs(TRIALS, 3),
-        lambda: plots.trials_over_epochs([*TRIALS, *TRIALS, *TRIALS], 30),
+        lambda: plots.search(REPORTS, RUNG, 2, 0.1),
+        lambda: plots.search(REPORTS, RUNG[:1], 3, 0.5),
     ],
 )
 def test_plots_are_shown_once_with_alt_text(draw):

@@ -103,8 +103,12 @@ def test_storage_that_is_too_small_fails(tmp_path):
     assert failures(check) and "set TUTORIAL_STORAGE to a larger disk" in check.remedy
 
 
-def test_storage_in_a_bucket_is_not_asked():
-    assert not failures(preflight.storage(settings.Settings(storage="s3://bucket/path")))
+def test_storage_in_a_bucket_is_written_to(shared_ray, tmp_path):
+    check = preflight.storage(settings.Settings(storage=f"file://{tmp_path}/bucket"))
+    assert not failures(check) and check.found == f"file://{tmp_path}/bucket"
+    (tmp_path / "file").touch()
+    check = preflight.storage(settings.Settings(storage=f"file://{tmp_path}/file/below"))
+    assert failures(check) and "can't write" in check.found
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,8 @@ def test_private_imports_are_really_refused(without_private_imports):
 
 
 @pytest.mark.parametrize("lesson", ["00", "05"])
-def test_lessons_run_without_private_imports(without_private_imports, lesson):
+def test_lessons_run_without_private_imports(without_private_imports, monkeypatch, lesson):
+    monkeypatch.setenv("TUTORIAL_EPOCHS", "2")
     (notebook,) = NOTEBOOKS.glob(f"{lesson}_*.ipynb")
     command = [sys.executable, "-m", "jupyter", "nbconvert", "--execute", "--to", "notebook", str(notebook)]
     command += ["--output-dir", str(without_private_imports), "--ExecutePreprocessor.timeout=600"]

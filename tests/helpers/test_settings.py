@@ -34,7 +34,7 @@ def test_load_variable_wins_over_choice(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("data", "no/such/folder", "digits, cifar10, or the path of a folder"),
+        ("data", "no/such/folder", "digits, cifar10, or the path or URI of a folder"),
         ("epochs", 0, "from 1 to 1000"),
         ("epochs", 2.5, "type int"),
         ("workers", -1, "from 1 to 1024"),
@@ -83,6 +83,23 @@ def test_path_keeps_a_uri():
     assert settings.Settings(storage="s3://bucket/x/").path("runs", "a") == "s3://bucket/x/runs/a"
 
 
+def test_path_keeps_the_query_of_a_uri_at_its_end():
+    cfg = settings.Settings(storage="s3://key:secret@bucket/x?endpoint_override=host:9000&scheme=http")
+    assert cfg.path("runs", "a") == "s3://key:secret@bucket/x/runs/a?endpoint_override=host:9000&scheme=http"
+    assert settings.Settings(storage="/what?").path("runs") == "/what?/runs"
+
+
+def test_settings_show_no_secret():
+    cfg = settings.Settings(data="s3://key:secret@images/birds", storage="s3://key:secret@bucket/x?region=a")
+    assert "secret" not in repr(cfg) and "s3://images/birds" in repr(cfg) and "s3://bucket/x?region=a" in repr(cfg)
+    assert settings.hide_secret("mail@host or file:///a@b") == "mail@host or file:///a@b"
+
+
+def test_data_may_be_a_uri():
+    cfg = settings.choose(data="s3://bucket/my birds?region=a")
+    assert (cfg.data, cfg.data_name) == ("s3://bucket/my birds?region=a", "my-birds")
+
+
 @pytest.mark.parametrize(("folder", "name"), [("my birds", "my-birds"), ("digits", "digits-folder"), ("ü", "images")])
 def test_data_name_suits_a_path(tmp_path, folder, name):
     (tmp_path / folder).mkdir()
@@ -93,14 +110,6 @@ def test_flips_spares_the_digits_unless_asked():
     flips = [settings.Settings(data=data, flip=flip).flips for data, flip in (("digits", "auto"), ("digits", "yes"))]
     assert flips == [False, True]
     assert settings.Settings(data="cifar10").flips and not settings.Settings(data="cifar10", flip="no").flips
-
-
-def test_make_paths_absolute_holds_in_another_folder(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TUTORIAL_STORAGE", "out")
-    settings.make_paths_absolute()
-    monkeypatch.chdir("/")
-    assert settings.load().storage == str(tmp_path / "out")
 
 
 def test_choose_in_a_read_only_checkout_names_the_variable(monkeypatch, tmp_path):

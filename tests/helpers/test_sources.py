@@ -54,6 +54,22 @@ def with_red(**counts):
 # --- what is listed ---
 
 
+def test_a_uri_is_listed_and_decoded_as_its_folder(root):
+    """Through a file system of PyArrow, as a bucket is."""
+    (root / "train" / "red" / "a b%41?#").mkdir()
+    plain().save(root / "train" / "red" / "a b%41?#" / "3.PNG")
+    for name in (".hidden.png", "Thumbs.db", "note.txt", "broken.png"):
+        (root / "train" / "red" / name).write_text("text")
+    (root / "train" / "blue" / ".ipynb_checkpoints").mkdir()
+    (from_folder, notes), (from_uri, same) = (_sources.list_folder(place) for place in (str(root), f"file://{root}"))
+    assert [image[:2] + image[3:] for image in from_uri] == [image[:2] + image[3:] for image in from_folder]
+    assert [note.replace("file://", "") for note in same] == notes and "1 × .txt file" in notes[0]
+    images, _, refused = _sources.decode([image[2] for image in from_folder], 32)
+    others, _, refused_too = _sources.decode([image[2] for image in from_uri], 32, f"file://{root}")
+    assert np.array_equal(images, others) and len(images) == 19
+    assert refused == refused_too and "is text, not an image" in "".join(refused.values())
+
+
 @pytest.mark.parametrize("name", [".ipynb_checkpoints", "@eaDir", "__MACOSX", "lost+found", "$RECYCLE.BIN", ".git"])
 @pytest.mark.parametrize("place", ["", "train", "test", "train/red"])
 @pytest.mark.parametrize("filled", [True, False])

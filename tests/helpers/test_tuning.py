@@ -1,14 +1,17 @@
 """Each trial trains with its own hyperparameters and is judged on validation images, and a search leaves nothing."""
 
-import time
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import ray
+from ray import tune
 from ray.train import Checkpoint, ScalingConfig
+from ray.tune.schedulers import ASHAScheduler
+from scipy.stats import binomtest
 
-from helpers import _ray_internals, cluster, data, evaluation, settings, tuning
+from helpers import _ray_internals, data, evaluation, settings, tuning
 from helpers.preprocessing import channel_statistics
 from helpers.training import evaluate
 from support import load_definitions, make_image_folder, wait_for
@@ -24,46 +27,33 @@ def cfg(tmp_path_factory):
     return settings.Settings(data=str(folder), epochs=2, batch_size=16, learning_rate=0.02, storage=storage)
 
 
-def test_plan_trials_leaves_a_cpu_for_data_tasks(cfg):
-    scaling, at_once = tuning.plan_trials(4, cfg)
-    held = at_once * (scaling.total_resources["CPU"] + tuning.DRIVER_CPUS)
-    assert 1 <= at_once <= 4
-    assert ray.cluster_resources()["CPU"] - held >= at_once * tuning.DATA_CPUS
-
-
-def test_plan_trials_refuses_too_few_cpus(cfg):
-    with pytest.raises(cluster.ClusterError, match=r"One trial.* needs 1001\.1 CPU.*and this Ray has"):
-        tuning.plan_trials(4, replace(cfg, workers=1000))
-
-
-def test_plan_trials_names_cpus_in_use(cfg):
-    occupy = ray.remote(num_cpus=cluster.logical_cpus() - 1)(lambda: time.sleep(600)).remote()
-    try:
-        wait_for(lambda: ray.available_resources().get("CPU", 0) <= 1)
-        with pytest.raises(cluster.ClusterError, match="let the other lesson finish"):
-            tuning.plan_trials(4, cfg, seconds=1)
-    finally:
-        ray.cancel(occupy, force=True)
-    wait_for(all_cpus_are_free)
-
-
 def all_cpus_are_free():
     _ray_internals.remove_orphaned_placement_groups()
     return ray.available_resources().get("CPU", 0) == ray.cluster_resources()["CPU"]
 
 
+lesson = load_definitions("13", at_once=1)
+
+
 def search(cfg, space, name):
     train_ds = data.load("train", cfg)
-    return load_definitions("09").build_tuner(
-        space,
-        1,
-        name,
-        cfg,
+    lesson.__dict__.update(cfg=cfg)
+    trial = tune.with_parameters(
+        lesson.run_trial,
         train_ds=train_ds,
         validation_ds=data.load("validation", cfg),
         class_names=["dark", "light"],
         statistics=channel_statistics(train_ds),
         scaling_config=ONE_WORKER,
+        folder=cfg.path("tuning", name),
+        cfg=cfg,
+    )
+    return lesson.build_tuner(
+        tune.with_resources(trial, {"CPU": 0.1}),
+        {name: tune.grid_search(values) for name, values in space.items()},
+        name,
+        [tuning.PrintReports(cfg.epochs)],
+        scheduler=ASHAScheduler(grace_period=1, reduction_factor=2, max_t=cfg.epochs, stop_last_trials=False),
     )
 
 
@@ -100,25 +90,85 @@ def test_search_leaves_no_process_that_holds_a_cpu(results):
     wait_for(all_cpus_are_free)
 
 
-def test_discard_losers_keeps_the_best_checkpoint_only(results):
-    best = results.get_best_result()
-    tuning.discard_losers(results, best)
-    for result in results:
-        info = result.filesystem.get_file_info(result.metrics["checkpoint_path"])
-        assert (info.type.name == "Directory") == (result.metrics["trial_id"] == best.metrics["trial_id"])
-
-
-def test_print_reports_says_how_each_trial_ended(capsys):
+def test_print_reports_keeps_reports_in_order_and_says_how_each_trial_ended(capsys):
     log = tuning.PrintReports(epochs=3)
-    for number, epochs in enumerate((3, 1)):
-        log.on_trial_complete(SimpleNamespace(trial_id=f"x_{number:05d}", last_result={"training_iteration": epochs}))
+    ids = [SimpleNamespace(trial_id=f"x_{number:05d}", config={"batch_size": 8}) for number in range(2)]
+    for number, epoch in ((1, 1), (0, 1), (0, 2)):
+        ids[number].last_result = {"training_iteration": epoch, "validation_accuracy": 0.5}
+        log.on_trial_result(ids[number], ids[number].last_result)
+    ids[0].last_result["training_iteration"] = 3
+    for trial in ids:
+        log.on_trial_complete(trial)
     first, second = capsys.readouterr().out.splitlines()
-    assert first.endswith("trial 1  finished") and second.endswith("trial 2  stopped")
+    assert "trial  1  finished " in first and "trial  2  stopped after epoch 1" in second and "batch size 8" in second
+    assert [(report["trial"], report["epoch"]) for report in log.reports] == [(2, 1), (1, 1), (1, 2)]
+
+
+def test_decisions_are_those_of_asha():
+    """Lesson 13 does ASHA's arithmetic again: fed the same reports, both stop the same trials."""
+    rng = np.random.default_rng(0)
+    asha = ASHAScheduler(grace_period=2, reduction_factor=2, max_t=8, stop_last_trials=False, metric="m", mode="max")
+    trials = [SimpleNamespace(trial_id=f"{number:05d}") for number in range(60)]
+    alive, reports, stopped = dict.fromkeys(range(60), 0), [], set()
+    for trial in trials:
+        asha.on_trial_add(None, trial)
+    while alive:
+        number = int(rng.choice(list(alive)))
+        alive[number] += 1
+        report = {"trial": number, "epoch": alive[number], "accuracy": round(float(rng.random()), 1)}
+        reports.append(report)
+        result = {"training_iteration": report["epoch"], "m": report["accuracy"]}
+        if asha.on_trial_result(None, trials[number], result) == ASHAScheduler.STOP:
+            stopped.add(number)
+        if number in stopped or alive[number] == 7:
+            del alive[number]
+    decided = lesson.decisions(reports)
+    assert len(stopped) > 20 and set(decided[decided["stopped"]]["trial"]) == stopped
+
+
+def test_margins_are_those_of_the_textbook():
+    """McNemar's exact test is scipy's binomial test; Wilson's limits solve (k/n - p)² = z² p (1 - p) / n."""
+    for b, c in ((0, 0), (0, 1), (3, 3), (2, 9), (12, 1), (40, 61)):
+        exact = binomtest(b, b + c).pvalue if b + c else 1
+        assert lesson.mcnemar(b, c) == lesson.mcnemar(c, b) == pytest.approx(exact)
+    for k, n in ((0, 5), (5, 5), (7, 40), (331, 357)):
+        for p in lesson.wilson(k, n):
+            assert (k / n - p) ** 2 == pytest.approx(1.96**2 * p * (1 - p) / n, abs=1e-12)
+
+
+def test_search_that_was_killed_ends_as_one_that_was_not(cfg, tmp_path):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 64)
+    images = rng.normal(100 + 40 * labels[:, None, None, None], 30, (64, 32, 32, 3)).clip(0, 255).astype(np.uint8)
+    batch = {"image": images, "label": labels}
+    names = {"mean": [0.5] * 3, "std": [0.2] * 3, "num_classes": 2, "num_epochs": 4}
+    lesson.__dict__.update(
+        cfg=replace(cfg, storage=str(tmp_path)), grid={"learning_rate": tune.grid_search([0.001, 0.01, 0.03, 0.1])}
+    )
+    lesson.__dict__.update(names, asha=lambda: None)
+    lesson.grid |= {"batch_size": 16, "seed": 1}
+    trial = tune.with_parameters(lesson.train_trial, train=batch, validation=batch, num_epochs=4)
+    trial = tune.with_resources(trial, {"CPU": 1})
+    with pytest.raises(ray.exceptions.ActorDiedError):
+        ray.get(lesson.DoomedSearch.remote().run.remote(trial, "killed"))
+    wait_for(all_cpus_are_free, "the dead search keeps its CPUs")
+    restored = tune.Tuner.restore(f"{tmp_path}/tuning/killed", trial, param_space=lesson.grid).fit()
+    undisturbed = lesson.build_tuner(trial, lesson.grid, "undisturbed", []).fit()
+    tuning.require_success(restored, 4)
+
+    def curves(results):
+        frames = {r.config["learning_rate"]: r.metrics_dataframe for r in results}
+        return {
+            rate: f.groupby("training_iteration")["validation_accuracy"].unique().tolist() for rate, f in frames.items()
+        }
+
+    assert curves(restored) == curves(undisturbed)
+    assert {len(curve) for curve in curves(restored).values()} == {4}
 
 
 def test_require_success_names_a_trial_that_failed(cfg, capsys):
     failed = search(cfg, {"batch_size": [4096]}, "one-that-fails").fit()
-    assert "trial 1  FAILED" in capsys.readouterr().out
+    assert "trial  1  FAILED" in capsys.readouterr().out
     with pytest.raises(tuning.TuningError, match="'batch_size': 4096.*do not fill one batch of 4096"):
         tuning.require_success(failed, 1)
 

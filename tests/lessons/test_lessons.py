@@ -48,15 +48,26 @@ TAUGHT = {
         "trainer": ["build_datasets", "check_batch_size", "build_train_loop_config", "build_run_config"],
         "data_config": ["KeepEvaluationRows"],
     },
-    "06_fault_tolerance": {
+    "07_fault_tolerance": {
         "faults": [
             "StepLog",
             "kill_worker",
             "inject_faults",
-            "epochs_in_checkpoint",
+            "steps_in_checkpoint",
             "build_short_run_config",
             "build_short_trainer",
         ]
+    },
+    "08_checkpoints": {
+        "mid_epoch": [
+            "merge_over_workers",
+            "train_metrics",
+            "train_step",
+            "ids_seen",
+            "remove_seen",
+            "rest_of_epoch",
+            "train_loop_mid_epoch",
+        ],
     },
 }
 

@@ -1,12 +1,13 @@
 """The troubleshooting page lists errors that really happen: each entry's words are provoked here."""
 
-import os
 import re
 import shutil
+import time
 import types
 from dataclasses import replace
 
 import pytest
+from ray.exceptions import AuthenticationError
 from ray.train import ScalingConfig
 
 from helpers import _sources, cluster, data, settings, trainer, tuning
@@ -50,13 +51,40 @@ def all_cpus_taken(cfg, folder, monkeypatch):
 
 def a_folder_of_this_machine(cfg, folder, monkeypatch):
     monkeypatch.setattr(cluster, "on_one_machine", lambda: False)
-    blind = types.SimpleNamespace(makedirs=os.makedirs, path=types.SimpleNamespace(exists=lambda path: False))
-    monkeypatch.setattr(cluster, "os", blind)  # every machine that is asked sees nothing
+    monkeypatch.setattr(cluster, "_ask_machines", lambda question: {"host2": "can't see the storage folder"})
     cluster.require_shared_storage(str(folder))
 
 
-def too_large_a_trial(cfg, folder, monkeypatch):
-    tuning.plan_trials(4, replace(cfg, workers=1000))
+def a_bucket_without_permission(cfg, folder, monkeypatch):
+    (folder / "file").touch()
+    cluster.require_shared_storage(f"file://{folder}/file/below")
+
+
+def a_machine_that_is_gone(cfg, folder, monkeypatch):
+    cluster._ask_machines(lambda: time.sleep(3), seconds=0)
+
+
+def no_token(cfg, folder, monkeypatch):
+    refuse_to_join(monkeypatch, AuthenticationError("Invalid token"))
+
+
+def another_ray(cfg, folder, monkeypatch):
+    there, here = ("    Ray: 2.61.0\n    Python: 3.11.2\n", "    Ray: 2.60.0\n    Python: 3.12.1\n")
+    words = f"The cluster was started with:\n{there}This process was started with:\n{here}"
+    refuse_to_join(monkeypatch, RuntimeError(f"Version mismatch: {words}"))
+
+
+def another_torch(cfg, folder, monkeypatch):
+    monkeypatch.setattr(cluster, "_ask_machines", lambda question: {"host2": "2.0.0"})
+    cluster._require_same_torch()
+
+
+def refuse_to_join(monkeypatch, error):
+    def refuse(**_):
+        raise error
+
+    monkeypatch.setattr(cluster.ray, "init", refuse)  # Ray runs already, and starts only once in a process
+    cluster._join("auto")
 
 
 def truncated_archive(cfg, folder, monkeypatch):
@@ -70,6 +98,10 @@ def no_network(cfg, folder, monkeypatch):
 
     monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
     _sources.cifar10(replace(cfg, data="cifar10"))
+
+
+def a_bucket_that_is_not_there(cfg, folder, monkeypatch):
+    data.prepare(replace(cfg, data=f"file://{folder}/nowhere"))
 
 
 def no_train_folder(cfg, folder, monkeypatch):
@@ -170,10 +202,15 @@ PROVOKED = {
     "workers need … and this Ray has": too_many_workers,
     "and leave none for the tasks that read their data": no_cpu_for_data_tasks,
     "are free: let the other lesson finish or shut down its kernel": all_cpus_taken,
-    "One trial, its data tasks included, needs … and this Ray has": too_large_a_trial,
     "can't see the storage folder": a_folder_of_this_machine,
+    "can't write (…) to the storage": a_bucket_without_permission,
+    "belongs to this Ray and does not answer": a_machine_that_is_gone,
+    "wants a token, and this notebook has none or another": no_token,
+    "The cluster runs Ray … and this notebook Ray": another_ray,
+    "has torch … and this one": another_torch,
     "is not the whole archive": truncated_archive,
     "CIFAR-10 could not be downloaded": no_network,
+    "The images in … can't be listed": a_bucket_that_is_not_there,
     "has no folder train/": no_train_folder,
     "has no class folders: sort its images into": images_without_classes,
     "has one class, … and needs two": one_class,
