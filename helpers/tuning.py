@@ -53,15 +53,20 @@ def _number(trial) -> int:
     return int(trial.trial_id.rsplit("_", 1)[-1]) + 1  # in the order of creation
 
 
-def require_success(results: tune.ResultGrid, trials: int) -> None:
-    """Raise TuningError when a trial failed or never ran, and KeyboardInterrupt when the learner stopped the search."""
+def require_success(results: tune.ResultGrid, trials: int, epochs: int) -> None:
+    """Raise TuningError when a trial failed or never ran, and KeyboardInterrupt when the learner stopped the search.
+
+    `epochs` is what a trial trains for unless the scheduler stops it.
+    """
     for result in results:
         if result.error:
             reason = (str(result.error).strip().splitlines() or [repr(result.error)])[-1]
             cause = result.error if isinstance(result.error, BaseException) else None  # Tune may keep its text alone
             raise TuningError(f"The trial with {result.config} failed: {reason}") from cause
-    if not all((result.metrics or {}).get("done") for result in results):
+    # A search killed just after a trial's last epoch has that trial's end in its state, but not always its "done".
+    metrics = [result.metrics or {} for result in results]
+    if not all(each.get("done") or each.get("training_iteration", 0) >= epochs for each in metrics):
         raise KeyboardInterrupt("the search was stopped; run the cell again to start a new one")
-    reported = sum("validation_accuracy" in result.metrics for result in results)
+    reported = sum("validation_accuracy" in each for each in metrics)
     if reported != trials:
         raise TuningError(f"Only {reported} of {trials} trials reported: see the lines above.")

@@ -60,7 +60,7 @@ def search(cfg, space, name):
 @pytest.fixture(scope="module")
 def results(cfg):
     found = search(cfg, {"learning_rate": [0.02, 1e-6]}, "two-trials").fit()
-    tuning.require_success(found, 2)
+    tuning.require_success(found, 2, cfg.epochs)
     return found
 
 
@@ -154,7 +154,7 @@ def test_search_that_was_killed_ends_as_one_that_was_not(cfg, tmp_path):
     wait_for(all_cpus_are_free, "the dead search keeps its CPUs")
     restored = tune.Tuner.restore(f"{tmp_path}/tuning/killed", trial, param_space=lesson.grid).fit()
     undisturbed = lesson.build_tuner(trial, lesson.grid, "undisturbed", []).fit()
-    tuning.require_success(restored, 4)
+    tuning.require_success(restored, 4, 4)
 
     def curves(results):
         frames = {r.config["learning_rate"]: r.metrics_dataframe for r in results}
@@ -170,11 +170,25 @@ def test_require_success_names_a_trial_that_failed(cfg, capsys):
     failed = search(cfg, {"batch_size": [4096]}, "one-that-fails").fit()
     assert "trial  1  FAILED" in capsys.readouterr().out
     with pytest.raises(tuning.TuningError, match="'batch_size': 4096.*do not fill one batch of 4096"):
-        tuning.require_success(failed, 1)
+        tuning.require_success(failed, 1, cfg.epochs)
 
 
 def test_require_success_tells_a_failure_of_which_only_the_text_was_kept():
     error = "Traceback (most recent call last):\n  ...\nValueError: boom"
     failed = SimpleNamespace(error=error, config={"batch_size": 8})
     with pytest.raises(tuning.TuningError, match="'batch_size': 8.*ValueError: boom"):
-        tuning.require_success([failed], 1)
+        tuning.require_success([failed], 1, 2)
+
+
+def test_require_success_tells_a_stopped_search_from_one_that_ended():
+    """Ray's saved state of a trial that trained for all its epochs may lack `done` when the search was killed."""
+
+    def trial(**metrics):
+        return SimpleNamespace(error=None, config={}, metrics={"validation_accuracy": 0.5, **metrics})
+
+    ended, pruned = trial(training_iteration=8), trial(training_iteration=2, done=True)
+    tuning.require_success([ended, pruned], 2, 8)
+    with pytest.raises(KeyboardInterrupt, match="stopped"):
+        tuning.require_success([ended, pruned, trial(training_iteration=7)], 3, 8)
+    with pytest.raises(KeyboardInterrupt, match="stopped"):
+        tuning.require_success([SimpleNamespace(error=None, config={}, metrics=None)], 1, 8)

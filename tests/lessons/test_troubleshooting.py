@@ -168,7 +168,7 @@ def uneven_shares(cfg, folder, monkeypatch):
 
 def a_trial_that_fails(cfg, folder, monkeypatch):
     failed = types.SimpleNamespace(error=RuntimeError("out of memory"), config={"batch_size": 8}, metrics={})
-    tuning.require_success([failed], 1)
+    tuning.require_success([failed], 1, 2)
 
 
 def misspelt_setting(cfg, folder, monkeypatch):
