@@ -119,3 +119,5 @@ def test_jobs_help_names_the_options_that_the_lesson_uses():
         ray = [sys.executable, "-m", "ray.scripts.scripts", command, "--help"]
         text = subprocess.run(ray, capture_output=True, text=True, check=True).stdout
         assert all(option in text for option in options), text
+    # `symmetric-run` hands no address on: without this, the script would train on the first node alone.
+    assert re.search(r"env RAY_ADDRESS=\S+ python train\.py", shown)
