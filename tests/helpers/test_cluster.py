@@ -130,7 +130,3 @@ def test_connect_keeps_the_older_parquet_reader_where_there_are_few_cpus(monkeyp
 
 def test_connect_sends_no_usage_report():
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
-
-
-def test_count_free_counts_how_often_the_needs_fit():
-    assert cluster.count_free({"CPU": 1, "GPU": 0}, "Nobody needs") == int(ray.available_resources()["CPU"])
