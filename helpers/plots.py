@@ -108,15 +108,11 @@ def bars(values: dict[str, float], unit: str, title: str) -> AltFigure:
 def stacked_bars(table, unit: str, title: str) -> AltFigure:
     """Draw a DataFrame as one horizontal bar per row, stacked from one part per column."""
     figure, axis = subplots(figsize=(8, 0.5 * len(table) + 1.4))
-    left, colours = np.zeros(len(table)), (*COLOURS, "#7c3aed", "#b0413e")
-    for column, colour in zip(table, colours, strict=False):
-        axis.barh(table.index, table[column], left=left, color=colour, edgecolor="white", label=column)
-        left += table[column].to_numpy()
-    axis.set(xlabel=unit, yinverted=True)
+    table.plot.barh(ax=axis, stacked=True, width=0.8, color=[*COLOURS, "#7c3aed", "#b0413e"], edgecolor="white")
+    axis.set(xlabel=unit, ylabel="", yinverted=True)
     axis.legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
-    largest = ", ".join(
-        f"{name}: {left[row]:.1f}, most of it {part}" for row, (name, part) in enumerate(table.idxmax(axis=1).items())
-    )
+    bars = zip(table.index, table.sum(axis=1), table.idxmax(axis=1), strict=True)
+    largest = ", ".join(f"{name}: {total:.1f}, most of it {part}" for name, total, part in bars)
     return describe(figure, title, f"One bar per row, {unit}. {largest}")
 
 
