@@ -8,6 +8,7 @@ from unicodedata import east_asian_width
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from IPython.display import Image
 from matplotlib import font_manager
 from matplotlib.figure import Figure
@@ -83,14 +84,10 @@ def show_images(images: np.ndarray, captions: list[str], title: str, columns: in
 def class_balance(counts: dict[str, list[int]], class_names: list[str]) -> AltFigure:
     """Draw how many images of each class every split has; `counts` is `{split: [count of class 0, …]}`."""
     figure, axis = subplots(figsize=(8, 3.2))
-    places, width = np.arange(len(class_names)), 0.8 / len(counts)
-    for number, (split, values) in enumerate(counts.items()):
-        if len(class_names) <= 50:
-            axis.bar(places + (number + 0.5) * width - 0.4, values, width, label=split, color=COLOURS[number])
-        else:
-            axis.step(places, values, where="mid", linewidth=1, label=split, color=COLOURS[number])
+    kind = {"kind": "bar", "width": 0.8, "rot": 0} if len(class_names) <= 50 else {"drawstyle": "steps-mid", "lw": 1}
+    pd.DataFrame(counts).plot(ax=axis, color=COLOURS, **kind)
     name_classes(class_names, axis.xaxis)
-    axis.set(ylabel="images", ylim=(0, None), xmargin=0.01)
+    axis.set(ylabel="images", ylim=(0, None))
     axis.legend(frameon=False, ncols=len(counts), loc="lower left", bbox_to_anchor=(0, 1))
     ranges = ", ".join(f"{split} {min(values)} to {max(values)}" for split, values in counts.items())
     return describe(figure, "Images per class", f"{len(class_names)} classes, images in each: {ranges}")
@@ -179,10 +176,9 @@ def search(reports: list[dict], rung, num_epochs: int, chance: float) -> AltFigu
     Its rows, in the order of arrival, have `accuracy`, `stopped` and the `cutoff` at that moment, -inf for none.
     """
     figure, (left, right) = subplots(1, 2, figsize=(9, 3.4), sharey=True)
-    for trial in {report["trial"] for report in reports}:
-        epochs, values = zip(*[(r["epoch"], r["accuracy"]) for r in reports if r["trial"] == trial], strict=True)
-        colour, marker = (BLUE, "o") if epochs[-1] >= num_epochs else (ORANGE, "x")
-        left.plot(epochs, values, color=colour, alpha=0.7, marker=marker, markevery=[-1], mew=2)
+    for _, trial in pd.DataFrame(reports).groupby("trial"):
+        colour, marker = (BLUE, "o") if trial["epoch"].max() >= num_epochs else (ORANGE, "x")
+        left.plot("epoch", "accuracy", data=trial, color=colour, alpha=0.7, marker=marker, markevery=[-1], mew=2)
     places, stopped = np.arange(1, len(rung) + 1), np.asarray(rung["stopped"], bool)
     right.plot(places[~stopped], rung["accuracy"][~stopped], "o", color=BLUE, label="goes on")
     right.plot(places[stopped], rung["accuracy"][stopped], "x", color=ORANGE, mew=2, label="is stopped")
