@@ -115,19 +115,16 @@ def stacked_bars(table, unit: str, title: str) -> AltFigure:
 
 def timeline(spans: list[tuple[str, float, float, str]], title: str) -> AltFigure:
     """Draw what ran when; each span is (lane, start, end, kind) in seconds, one lane per process."""
-    lanes = list(dict.fromkeys(lane for lane, *_ in spans))
-    first = min(start for _, start, _, _ in spans)
-    figure, axis = subplots(figsize=(8, 0.5 * len(lanes) + 1.6))
-    begins = {}
-    for kind, colour in zip(dict.fromkeys(kind for *_, kind in spans), COLOURS, strict=False):
-        mine = [(lanes.index(lane), start - first, end - start) for lane, start, end, other in spans if other == kind]
-        rows, starts, seconds = zip(*mine, strict=True)
-        axis.barh(rows, seconds, left=starts, height=0.6, color=colour, edgecolor="white", label=kind)
-        begins[kind] = min(starts)
-    axis.set(xlabel="seconds", yticks=range(len(lanes)), yticklabels=lanes, yinverted=True)
+    table, begins = pd.DataFrame(spans, columns=["lane", "start", "end", "kind"]), []
+    seconds, starts = table["end"] - table["start"], table["start"] - table["start"].min()
+    figure, axis = subplots(figsize=(8, 0.5 * table["lane"].nunique() + 1.6))
+    for colour, (kind, mine) in zip(COLOURS, table.groupby("kind", sort=False)["lane"], strict=False):
+        rows = mine.index
+        axis.barh(mine, seconds[rows], left=starts[rows], height=0.6, color=colour, edgecolor="white", label=kind)
+        begins.append(f"{kind} from {starts[rows].min():.1f} s on")
+    axis.set(xlabel="seconds", yinverted=True)
     axis.legend(frameon=False, ncols=len(begins), loc="lower left", bbox_to_anchor=(0, 1))
-    starts = ", ".join(f"{kind} from {second:.1f} s on" for kind, second in begins.items())
-    return describe(figure, title, f"Bars over time in {len(lanes)} processes: {starts}")
+    return describe(figure, title, f"Bars over time in {table['lane'].nunique()} processes: {', '.join(begins)}")
 
 
 def learning_curves(history: list[dict]) -> AltFigure:
@@ -151,18 +148,17 @@ def learning_curves(history: list[dict]) -> AltFigure:
 def steps_over_time(entries: list[dict], steps_per_epoch: int, ends: tuple[str, ...] = ()) -> AltFigure:
     """Draw a step log: `time` in seconds, `process` and `step`; `ends` says why each process ended, except the last."""
     figure, axis = subplots(figsize=(8, 3.2))
-    processes = list(dict.fromkeys(entry["process"] for entry in entries))
-    lives = []
-    for number, process in enumerate(processes):
-        mine = [entry for entry in entries if entry["process"] == process]
-        seconds, steps = zip(*((entry["time"] - entries[0]["time"], entry["step"]) for entry in mine), strict=True)
+    table, lives = pd.DataFrame(entries), []
+    processes = table.assign(time=table["time"] - table["time"].iloc[0]).groupby("process", sort=False)
+    for number, (_, mine) in enumerate(processes):
         colour = COLOURS[number % len(COLOURS)]
         end = f": {ends[number]}" if number < len(ends) else ""
-        axis.plot(seconds, steps, ".-", color=colour, label=f"process {number + 1}{end}")
-        if process != processes[-1]:
-            axis.plot(seconds[-1], steps[-1], "x", color=colour, markersize=12, markeredgewidth=3)
-        lives.append(f"{steps[0]} to {steps[-1]}{end}")
-    for step in range(steps_per_epoch, max(entry["step"] for entry in entries) + 1, steps_per_epoch):
+        axis.plot("time", "step", ".-", data=mine, color=colour, label=f"process {number + 1}{end}")
+        if number + 1 < processes.ngroups:
+            last = mine.tail(1)
+            axis.plot(last["time"], last["step"], "x", color=colour, markersize=12, markeredgewidth=3)
+        lives.append(f"{mine['step'].iloc[0]} to {mine['step'].iloc[-1]}{end}")
+    for step in range(steps_per_epoch, table["step"].max() + 1, steps_per_epoch):
         axis.axhline(step, color=GREY, linewidth=0.8, linestyle=":")
     axis.set(xlabel="seconds since the first step", ylabel="training step")
     axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
