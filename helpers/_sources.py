@@ -8,7 +8,7 @@ import stat
 import tempfile
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -240,15 +240,13 @@ def decode(paths: Iterable[str], size: int, source: str = "") -> tuple[np.ndarra
     """Return uint8 (count, size, size, 3) cropped in the middle, the images' indices, and what is wrong with others."""
     images, refused = {}, {}
     filesystem = pyarrow.fs.FileSystem.from_uri(source)[0] if "://" in source else None
-
-    def read(path: str):  # Pillow opens a path or a file object
-        return io.BytesIO(filesystem.open_input_stream(path).read()) if filesystem else path
-
     for index, path in enumerate(paths):
+        content = b""
         try:
-            images[index] = decode_file(read(path), size)
+            content = filesystem.open_input_stream(path).read() if filesystem else Path(path).read_bytes()
+            images[index] = decode_file(io.BytesIO(content), size)
         except Exception as error:  # Pillow raises many kinds for a damaged file
-            refused[path] = printable(f"The image {path} {_trouble(path, error, read)}")
+            refused[path] = printable(f"The image {path} {_trouble(path, error, content)}")
     return np.array(list(images.values()), np.uint8).reshape(-1, size, size, 3), list(images), refused
 
 
@@ -257,9 +255,9 @@ def printable(text: str) -> str:
     return text.encode(errors="surrogateescape").decode(errors="backslashreplace").replace("\n", "\\n")
 
 
-def decode_file(path, size: int) -> np.ndarray:
-    """Return the image in a file, or of a file object, as uint8 (size, size, 3); Pillow's errors when it is damaged."""
-    with Image.open(path) as image:
+def decode_file(file: io.BytesIO, size: int) -> np.ndarray:
+    """Return the image in an open file as uint8 (size, size, 3); Pillow's errors when it is damaged."""
+    with Image.open(file) as image:
         image.draft("RGB", (size, size))  # lets a JPEG be decoded at a fraction of its size
         image.load()
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -298,8 +296,8 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     return scaled
 
 
-def _trouble(path: str, error: Exception, read: Callable = str) -> str:
-    """Return the end of a sentence: why `path` can't be read, and the remedy."""
+def _trouble(path: str, error: Exception, content: bytes = b"") -> str:
+    """Return the end of a sentence: why `path`, which has this content, can't be read, and the remedy."""
     if isinstance(error, Image.DecompressionBombError):
         pixels, limit = (int(number) / 1e6 for number in re.findall(r"\d+", str(error))[:2])
         return f"has {pixels:.0f} megapixels, and Pillow's limit is {limit:.0f}: shrink it."
@@ -308,10 +306,8 @@ def _trouble(path: str, error: Exception, read: Callable = str) -> str:
             return "is a link that leads nowhere: repair or remove it."
         return f"can't be read ({error.strerror}): change its permissions, or move it elsewhere."
     if isinstance(error, UnidentifiedImageError):
-        content = read(path)
-        with open(content, "rb") if isinstance(content, str) else content as stream:
-            start = stream.read(512)
-        return next(why for begin, why in REASONS.items() if re.match(begin, start, re.DOTALL | re.IGNORECASE)) + "."
+        start, flags = content[:512], re.DOTALL | re.IGNORECASE
+        return next(why for begin, why in REASONS.items() if re.match(begin, start, flags)) + "."
     what = "is truncated" if "truncated" in str(error) else "can't be decoded"
     return f"{what} ({error}): copy it again, convert it or delete it."
 

@@ -57,22 +57,6 @@ def disconnect() -> None:
     ray.shutdown()
 
 
-@contextlib.contextmanager
-def shared_ray():
-    """Keep one local Ray running for all notebooks started inside this context; they find it by `RAY_ADDRESS`."""
-    if os.environ.get("RAY_ADDRESS"):  # that cluster is used, and nothing is started
-        yield
-        return
-    connect()
-    _ray_internals.prestart_workers(scaling_config().num_workers)
-    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-    try:
-        yield
-    finally:
-        del os.environ["RAY_ADDRESS"]
-        disconnect()
-
-
 def cores() -> int:
     """The CPU cores that this process may use, container limits included."""
     return joblib.cpu_count()
@@ -130,32 +114,25 @@ def worker_counts() -> list[int]:
 
 def require_resources(scaling, seconds: float = 10) -> None:
     """Raise ClusterError when Ray can't give a ScalingConfig, and a CPU for data; `fit()` itself would wait forever."""
-    workers, cpus = scaling.num_workers, ray.cluster_resources().get("CPU", 0)
+    workers, total = scaling.num_workers, ray.cluster_resources()
+    cpus = total.get("CPU", 0)
     if 0 <= cpus - scaling.total_resources.get("CPU", 0) < 1:
         what = f"{workers} workers need all {cpus:g} CPU of this Ray and leave none for the tasks that read their data"
         raise ClusterError(f"{what}: set TUTORIAL_WORKERS to a smaller number, or give each worker fewer CPUs.")
-    count_free(scaling.total_resources, f"{workers} workers need", seconds)
-
-
-def count_free(needs: dict[str, float], who_needs: str, seconds: float = 10) -> int:
-    """Return how often Ray can give `needs`, such as `{"CPU": 2}`; if not once in `seconds`, raise ClusterError."""
-    # `who_needs`, such as `2 workers need`, begins the error's sentence.
-    needs = {resource: amount for resource, amount in needs.items() if amount}
-    total = ray.cluster_resources()
-    for resource, amount in needs.items():
+    for resource, amount in scaling.total_resources.items():
         if amount > total.get(resource, 0):
-            what = f"{who_needs} {amount:g} {resource}, and this Ray has {total.get(resource, 0):g}"
+            what = f"{workers} workers need {amount:g} {resource}, and this Ray has {total.get(resource, 0):g}"
             raise ClusterError(f"{what}: set TUTORIAL_WORKERS to a smaller number, or add machines to the cluster.")
     deadline = time.monotonic() + seconds
     while True:
         _ray_internals.remove_orphaned_placement_groups()
         free = ray.available_resources()
-        times = {resource: int(free.get(resource, 0) / amount) for resource, amount in needs.items()}
-        scarce = min(times, key=times.get)
-        if times[scarce]:
-            return times[scarce]
+        scarce = [name for name, amount in scaling.total_resources.items() if amount > free.get(name, 0)]
+        if not scarce:
+            return
         if time.monotonic() > deadline:
-            what = f"{who_needs} {needs[scarce]:g} {scarce}, and only {free.get(scarce, 0):g} are free"
+            needed, left = scaling.total_resources[scarce[0]], free.get(scarce[0], 0)
+            what = f"{workers} workers need {needed:g} {scarce[0]}, and only {left:g} are free"
             raise ClusterError(f"{what}: let the other lesson finish or shut down its kernel.")
         time.sleep(0.5)
 

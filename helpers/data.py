@@ -11,8 +11,8 @@ import os
 import random
 import shutil
 import uuid
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -46,14 +46,6 @@ def write_split(table: pa.Table, folder: str, num_files: int = 8) -> None:
         pq.write_table(table.slice(start, rows), file, filesystem=filesystem)
 
 
-def read_class_names(folder: str) -> list[str]:
-    """Return the class names in the metadata of the Parquet files in `folder`, a path or URI."""
-    filesystem, path = pyarrow.fs.FileSystem.from_uri(folder)
-    files = filesystem.get_file_info(pyarrow.fs.FileSelector(path))
-    first = min(file.path for file in files if file.path.endswith(".parquet"))
-    return json.loads(pq.read_schema(first, filesystem=filesystem).metadata[b"class_names"])
-
-
 def prepare(cfg: settings.Settings | None = None) -> str:
     """Return the folder of the chosen source as Parquet, making it first if need be; or raise Data- or SettingError."""
     cfg = cfg or settings.load()
@@ -77,14 +69,12 @@ def prepare(cfg: settings.Settings | None = None) -> str:
     try:
         _delete(beside)
         _write(cfg, listing, beside)
-        if local and is_complete(final):  # another notebook was quicker
-            _delete(beside)
-        elif local:
+        if local and not is_complete(final):  # else another notebook was quicker
             shutil.rmtree(path, ignore_errors=True)  # remains of something that was never whole
             os.rename(beside, path)
-    except BaseException:
-        _delete(beside)
-        raise
+    finally:
+        if local or not is_complete(final):
+            _delete(beside)
     return final
 
 
@@ -119,7 +109,9 @@ def load(split: str, cfg: settings.Settings | None = None) -> "ray.data.Dataset"
 
 def class_names(cfg: settings.Settings | None = None) -> list[str]:
     """The chosen source's class names, in the order of the labels."""
-    return read_class_names(settings.join(prepare(cfg), "train"))
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(prepare(cfg))
+    schema = pq.ParquetDataset(f"{path}/train", filesystem=filesystem, partitioning=None).schema
+    return json.loads(schema.metadata[b"class_names"])
 
 
 def _write(cfg: settings.Settings, listing: list[tuple], folder: str) -> None:
@@ -174,7 +166,7 @@ def _write_folder(cfg: settings.Settings, listing: list[tuple], folder: str) -> 
         print(f"{first} They are left out.")
     splits = _draw_missing(images, np.concatenate(ids))
     ends = np.cumsum([len(part) for part in kept])
-    list(_in_parallel(divide, [job for job in enumerate(np.split(splits, ends[:-1])) if len(job[1])]))
+    _in_parallel(divide, [job for job in enumerate(np.split(splits, ends[:-1])) if len(job[1])])
     filesystem.delete_dir(f"{path}/decoded")
 
 
@@ -199,15 +191,12 @@ def _draw_missing(images: list[tuple], ids: np.ndarray) -> np.ndarray:
     return splits
 
 
-def _in_parallel(function: Callable, jobs: Iterable[tuple]) -> Iterator:
-    """Call `function` with the arguments in each job in Ray tasks, one for each core at a time; yield their results."""
+def _in_parallel(function: Callable, jobs: Iterable[tuple]) -> list:
+    """Call `function` with the arguments in each job in Ray tasks, one for each core at a time; return the results."""
     at_a_time = cluster.cores() if cluster.on_one_machine() else int(ray.cluster_resources()["CPU"])
-    task, running = ray.remote(function), deque()
-    for job in jobs:
-        if len(running) == at_a_time:
-            yield ray.get(running.popleft())
-        running.append(task.remote(*job))
-    yield from map(ray.get, running)
+    task = ray.remote(function)
+    with ThreadPoolExecutor(at_a_time) as threads:  # each waits for one task at a time
+        return list(threads.map(lambda job: ray.get(task.remote(*job)), jobs))
 
 
 def _delete(folder: str) -> None:

@@ -5,9 +5,10 @@ import os
 import tempfile
 import time
 import timeit
+import traceback
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from pathlib import Path
 from reprlib import repr as short
 from types import SimpleNamespace
 
@@ -16,36 +17,64 @@ import ray
 import torch
 from ray.train import Checkpoint, Result, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer, prepare_model
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 
-def _check(rules):
-    """Make a check of a generator of pairs (does this hold, what to say); the first pair that holds is the result."""
+def _check(signature: str = ""):
+    """Make a check of a generator of pairs (does this hold, what to say); the first pair that holds is the result.
 
-    @functools.wraps(rules)
-    def check(answer, *arguments) -> str:
-        if answer is ... or (isinstance(answer, tuple) and any(part is ... for part in answer)):
-            return "Not done yet: replace the … with your answer and run the cell again."
-        try:
-            return next(line for holds, line in rules(answer, *arguments) if holds)
-        except Exception as error:  # of a learner's function, or of an answer that can't be compared with anything
-            reason = str(error).strip().rpartition("\n")[2]  # Ray's errors are long and end with the cause
-            return f"Your answer raised {type(error).__name__}: {reason}"
+    With a `signature`, the answer must be a function.
+    """
 
-    return check
+    def decorate(rules):
+        @functools.wraps(rules)
+        def check(answer, *arguments) -> str:
+            if answer is ...:
+                return "Not done yet: replace the … with your answer and run the cell again."
+            if signature and not callable(answer):
+                return f"Expected a function, not {short(answer)}: write def {signature}."
+            try:
+                return next(line for holds, line in rules(answer, *arguments) if holds)
+            except Exception as error:  # of a learner's function, or of an answer that can't be compared with anything
+                lines = traceback.format_exception_only(error)  # Ray's errors are long and end with the cause
+                return f"Your answer raised {''.join(lines).strip().splitlines()[-1]}"
+
+        return check
+
+    return decorate
 
 
-def _not_numbers(answer, *shape: int) -> tuple[bool, str]:
-    """The rule that an answer must be one number or, with a shape, an array of numbers."""
-    values, expected = np.asarray(answer), f"{shape[0]} numbers, one per class" if shape else "one number"
-    return values.shape != shape or values.dtype.kind not in "iuf", f"Expected {expected}, not {short(answer)}."
+def _on_two_workers(function, **config) -> list:
+    """Return what `function(config)` returns in two workers, by rank; RuntimeError if one waits for the other."""
+
+    def train_loop(config):
+        by_rank = [None, None]
+        torch.distributed.all_gather_object(by_rank, function(config))
+        return by_rank
+
+    os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = "10"  # a worker that waits alone fails instead of hanging
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = TorchTrainer(
+                train_loop,
+                train_loop_config=config,
+                scaling_config=ScalingConfig(num_workers=2),
+                run_config=RunConfig(storage_path=folder),
+                torch_config=TorchConfig(timeout_s=30),
+            )
+            return trainer.fit().return_value
+    except WorkerGroupError as error:
+        first = next(iter(error.worker_failures.values()))
+        if "have not joined the collective operation" in str(first):
+            raise RuntimeError("one worker waited for the other: both must make the same calls of Ray Train") from None
+        raise first from None
+    finally:
+        del os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"]
 
 
-@_check
+@_check("worker_ids(task)")
 def check_worker_ids(answer):
     """Lesson 00: a function that calls the remote function it is given four times and returns the four process ids."""
-    yield not callable(answer), f"Expected a function, not {short(answer)}: write def worker_ids(task)."
     calls, over = [], []
 
     @ray.remote(num_cpus=0)
@@ -66,7 +95,7 @@ def check_worker_ids(answer):
     yield True, f"Right: you made four calls before waiting for any; {len(set(ids))} worker process(es) ran them."
 
 
-@_check
+@_check()
 def check_brightness(answer, batches, num_classes: int):
     """Lesson 01: the mean brightness, 0 to 255, of each class; `batches` are dicts with `image` and `label`."""
     total, count = np.zeros(num_classes), np.zeros(num_classes)
@@ -74,15 +103,17 @@ def check_brightness(answer, batches, num_classes: int):
         np.add.at(total, batch["label"], batch["image"].mean(axis=(1, 2, 3)))
         np.add.at(count, batch["label"], 1)
     expected = total / np.maximum(count, 1)
-    yield _not_numbers(answer, num_classes)
-    values = np.where(count > 0, answer, 0)
+    values = np.asarray(answer)
+    are_numbers = values.shape == expected.shape and values.dtype.kind in "iuf"
+    yield not are_numbers, f"Expected {num_classes} numbers, one per class, not {short(answer)}."
+    values = np.where(count > 0, values, 0)
     yield np.allclose(values, expected, rtol=1e-4), "Right: the mean brightness of every class agrees."
     yield np.allclose(values * 255, expected), "These are on the scale 0 to 1: leave out the division by 255."
     i = np.abs(values - expected).argmax()
     yield True, f"Class {i} should have {expected[i]:.2f}, not {values[i]:.2f}: average over all its images, no others."
 
 
-@_check
+@_check()
 def check_batch_function(answer, batch: dict):
     """Lesson 02: a function that turns a batch's images grey; tried on random colours, read-only as Ray's batches."""
     images = np.random.default_rng(0).integers(0, 256, batch["image"].shape, dtype=np.uint8)
@@ -99,28 +130,16 @@ def check_batch_function(answer, batch: dict):
     yield True, "Right: coloured images turn grey, shape and dtype stay, and the labels are kept."
 
 
-@_check
+@_check("top3_accuracy(logits, labels)")
 def check_top3_accuracy(answer):
     """Lesson 03: a function of a worker's logits and labels that returns all workers' top-3 accuracy."""
-    yield not callable(answer), f"Expected a function, not {short(answer)}: write def top3_accuracy(logits, labels)."
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
-    @ray.remote(num_cpus=0, scheduling_strategy=here)
-    def worker(rank, store):
-        torch.distributed.init_process_group("gloo", store, timedelta(seconds=30), world_size=2, rank=rank)
-        labels = torch.tensor(([0, 1, 2, 2, 1, 9, 0, 1], [5, 2])[rank])
+    def call(_):
+        labels = torch.tensor(([0, 1, 2, 2, 1, 9, 0, 1], [5, 2])[torch.distributed.get_rank()])
         logits = -torch.arange(10.0).repeat(len(labels), 1)  # class 0 has the highest logit, class 1 the next, …
-        try:
-            return float(answer(logits, labels))
-        except Exception as error:  # returned, because Ray would print what the second process raises
-            return error
-        finally:
-            torch.distributed.destroy_process_group()
+        return float(answer(logits, labels))
 
-    with tempfile.TemporaryDirectory() as folder:
-        values = ray.get([worker.remote(rank, f"file://{folder}/store") for rank in range(2)])
-    if errors := [value for value in values if isinstance(value, Exception)]:
-        raise errors[0]
+    values = _on_two_workers(call)
     yield np.allclose(values, 0.8), "Right: both workers return 8 hits in 10 images, though shards differ in size."
     yield np.allclose(values, [7 / 8, 1 / 2]), "Each worker returns its own shard's accuracy: sum over workers first."
     yield np.allclose(values, 11 / 16), "This is a mean of accuracies, but shards differ in size: sum hits and images."
@@ -128,7 +147,7 @@ def check_top3_accuracy(answer):
     yield True, f"Both workers should return 0.8, not {values}: divide the hits of all workers by the images of all."
 
 
-@_check
+@_check()
 def check_scaling_config(answer):
     """Lesson 04: a ScalingConfig for 4 workers with a GPU and 2 CPUs each, on a machine with 4 GPUs and 12 CPUs."""
     yield type(answer).__name__ != "ScalingConfig", f"Expected a ScalingConfig, not {short(answer)}."
@@ -140,10 +159,9 @@ def check_scaling_config(answer):
     yield True, f"Right: {total} in total, which leaves 4 of the 12 CPUs for data tasks."
 
 
-@_check
+@_check("best(result)")
 def check_best_checkpoint(answer):
     """Lesson 05: a function that returns the checkpoint of a Result with the highest validation accuracy."""
-    yield not callable(answer), f"Expected a function, not {short(answer)}: write def best(result)."
     first, middle, latest = checkpoints = [Checkpoint(f"/run/epoch-{epoch}") for epoch in (1, 2, 3)]
     names = ("train_accuracy", "validation_accuracy", "validation_loss")
     values = ((0.80, 0.90, 0.30), (0.90, 0.95, 0.40), (0.97, 0.93, 0.25))
@@ -156,30 +174,9 @@ def check_best_checkpoint(answer):
     yield value == middle, "Right: of three checkpoints you took the second, whose validation accuracy is the highest."
 
 
-def _fit_on_two_workers(train_loop, storage_path, **config) -> Result:
-    """Run a learner's code in two workers, without images; RuntimeError if one waits for the other in vain."""
-    os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = "10"  # a worker that waits alone fails instead of hanging
-    try:
-        return TorchTrainer(
-            train_loop,
-            train_loop_config=config,
-            scaling_config=ScalingConfig(num_workers=2),
-            run_config=RunConfig(storage_path=storage_path),
-            torch_config=TorchConfig(timeout_s=30),
-        ).fit()
-    except WorkerGroupError as error:
-        first = next(iter(error.worker_failures.values()))
-        if "have not joined the collective operation" in str(first):
-            raise RuntimeError("one worker waited for the other: both must make the same calls of Ray Train") from None
-        raise first from None
-    finally:
-        del os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"]
-
-
-@_check
+@_check("batches(dataset, epoch)")
 def check_batches(answer):
     """Lesson 06: a function that returns an epoch's batches of 32 rows, in a new order but not by reading all first."""
-    yield not callable(answer), f"Expected a function, not {short(answer)}: write def batches(dataset, epoch)."
     dataset = ray.data.range(2048, override_num_blocks=16).materialize()
     epochs = [[batch["id"].tolist() for batch in answer(dataset, epoch)] for epoch in (0, 0, 1)]
     sizes = {len(batch) for epoch in epochs for batch in epoch}
@@ -189,61 +186,49 @@ def check_batches(answer):
     yield rows[0] == list(range(2048)), "The rows are not shuffled: use local_shuffle_buffer_size."
     yield rows[0] != rows[1], "The same epoch should have the same order again: set local_shuffle_seed."
     yield rows[0] == rows[2], "Epochs 0 and 1 have the same order: let local_shuffle_seed depend on the epoch."
-    waited = max(epochs[0][0]) >= 1024
-    yield waited, "The first batch has rows from the second half: it waited for them. Use less buffer."
+    yield max(rows[0][:32]) >= 1024, "The first batch waited for rows from the second half. Use less buffer."
     yield True, "Right: each epoch has its own order, and the first batch waits for a few blocks only."
 
 
-@_check
+@_check("train_loop(config)")
 def check_reports(answer):
     """Lesson 07: a train loop that reports each epoch on two workers; rank 0 attaches `epoch.txt`, the epoch."""
-    yield not callable(answer), f"Expected a function, not {short(answer)}: write def train_loop(config)."
 
-    def train_loop(config):
-        attach = Checkpoint.from_directory
-        Checkpoint.from_directory = lambda path: attached.append(os.listdir(path)) or attach(path)
-        attached, by_rank = [], [None, None]
+    def report(config):
+        attach, attached = Checkpoint.from_directory, []
+        Checkpoint.from_directory = lambda path: attached.append(path) or attach(path)
         answer(config)
-        torch.distributed.all_gather_object(by_rank, attached)
-        return by_rank
+        kept = ray.train.get_all_reported_checkpoints()
+        files = [Path(one.checkpoint.path, "epoch.txt") for one in kept]
+        texts = [file.read_text().strip() if file.exists() else "missing" for file in files]
+        return [one.metrics.get("epoch") for one in kept], texts, attached
 
-    with tempfile.TemporaryDirectory() as folder:
-        result = _fit_on_two_workers(train_loop, folder, num_epochs=2)
-        kept = [(metrics.get("epoch"), found.path) for found, metrics in result.best_checkpoints]
-        yield not kept, "No checkpoint was reported: a restarted run would start over."
-        yield [epoch for epoch, _ in kept] != [0, 1], f"Two epochs should report {{'epoch': 0}}, then 1, not {kept}."
-        written = [os.path.join(path, "epoch.txt") for _, path in kept]
-        yield not all(map(os.path.exists, written)), "A checkpoint should hold a file epoch.txt."
-        numbers = [open(file).read().strip() for file in written]
-        yield numbers != ["0", "1"], f"The files epoch.txt should hold 0 and 1, not {numbers}."
-    yield result.return_value[1], "Rank 1 attached a checkpoint as well: only rank 0 should, the copies are equal."
+    (epochs, texts, _), (*_, attached) = _on_two_workers(report, num_epochs=2)
+    yield epochs != [0, 1], f"Expected two checkpoints, reported with {{'epoch': 0}} and {{'epoch': 1}}, not {epochs}."
+    yield texts != ["0", "1"], f"The files epoch.txt in the checkpoints should hold 0 and 1, not {texts}."
+    yield attached, "Rank 1 attached a checkpoint as well: only rank 0 should, the copies are equal."
     yield True, "Right: both workers report both epochs, and rank 0 attaches the checkpoint."
 
 
-@_check
+@_check("is_due(last, interval)")
 def check_is_due(answer):
     """Lesson 08: a function of a worker's last time and an interval, in seconds; all workers must return rank 0's."""
-    yield not callable(answer), f"Expected a function, not {short(answer)}: write def is_due(last, interval)."
     ages = [(5, 0), (0, 5), (5, 5), (0, 0)]  # seconds since the last checkpoint, by the clocks of ranks 0 and 1
 
-    def train_loop(_):
-        rank, by_rank = torch.distributed.get_rank(), [None, None]
-        values = [answer(time.monotonic() - pair[rank], 3) for pair in ages]
-        torch.distributed.all_gather_object(by_rank, values)
-        return by_rank
+    def call(_):
+        rank = torch.distributed.get_rank()
+        return [answer(time.monotonic() - pair[rank], 3) for pair in ages]
 
-    with tempfile.TemporaryDirectory() as folder:
-        first, second = _fit_on_two_workers(train_loop, folder).return_value
+    first, second = _on_two_workers(call)
     yield {type(value) for value in first + second} != {bool}, f"Return True or False, not {short(first[0])}."
     yield first != second, f"The clocks differ, and so do the workers: {first} and {second}. Let rank 0 decide for all."
     yield first == [age > 3 for age, _ in ages], "Right: both workers return what rank 0's clock says."
     yield True, f"With an interval of 3 s, {ages[0][0]} s after the last checkpoint it is due, after 0 s not: {first}."
 
 
-@_check
+@_check("build_scaling_config(…)")
 def check_elastic(answer):
     """Lesson 09: a function of GPUs per node and the fewest and most nodes that returns an elastic ScalingConfig."""
-    yield not callable(answer), f"Expected a function, not {short(answer)}: write def build_scaling_config(…)."
     config = answer(4, 2, 8)
     yield type(config).__name__ != "ScalingConfig", f"Return a ScalingConfig, not {short(config)}."
     got, interval = config.num_workers, config.elastic_resize_monitor_interval_s
@@ -254,10 +239,9 @@ def check_elastic(answer):
     yield True, "Right: 8 to 32 workers with a GPU each, and Ray Train looks every 30 s whether to resize."
 
 
-@_check
+@_check("train_epoch(…)")
 def check_accumulation(answer):
     """Lesson 10: a function that trains with DDP for an epoch; `accumulate` batches make one exchange and one step."""
-    yield not callable(answer), f"Expected a function, not {short(answer)}: write def train_epoch(…)."
 
     def with_large_batches(model, optimizer, batches, accumulate):
         for start in range(0, len(batches), accumulate):
@@ -275,9 +259,7 @@ def check_accumulation(answer):
         function(model, torch.optim.SGD(model.parameters(), lr=0.1), batches, 2)
         return torch.cat([weights.detach().flatten() for weights in model.parameters()]).tolist(), len(exchanges)
 
-    with tempfile.TemporaryDirectory() as folder:
-        fitted = _fit_on_two_workers(lambda _: (train(with_large_batches), train(answer)), folder)
-    (expected, _), (weights, exchanges) = fitted.return_value
+    (expected, _), (weights, exchanges) = _on_two_workers(lambda _: (train(with_large_batches), train(answer)))[0]
     yield exchanges == 5, "5 batches made 5 exchanges: all batches but the last of a group belong inside no_sync()."
     yield exchanges != 3, f"Groups of 2, 2 and 1 batches need 3 exchanges, not {exchanges}: mind the last group."
     wrong = not np.allclose(weights, expected, atol=1e-5)
@@ -285,20 +267,18 @@ def check_accumulation(answer):
     yield True, "Right: 3 exchanges for 5 batches in groups of two, and the weights are those of large batches."
 
 
-@_check
+@_check("shard(model)")
 def check_sharding(answer):
     """Lesson 11: a function that applies FSDP2 to each layer of a Sequential and to the whole, and returns it."""
-    yield not callable(answer), f"Expected a function, not {short(answer)}: write def shard(model)."
     from torch.distributed.fsdp import FSDPModule  # here, since the other lessons do without
 
-    def train_loop(_):
+    def call(_):
         model = torch.nn.Sequential(*[torch.nn.Linear(16, 16) for _ in range(4)])
         sharded = answer(model)
         held = sum((part.to_local() if hasattr(part, "to_local") else part).numel() for part in model.parameters())
         return sharded is model, [isinstance(layer, FSDPModule) for layer in [*model, model]], held
 
-    with tempfile.TemporaryDirectory() as folder:
-        is_returned, units, held = _fit_on_two_workers(train_loop, folder).return_value
+    is_returned, units, held = _on_two_workers(call)[0]
     yield not is_returned, "Return the model."
     yield not any(units), "Nothing was sharded: call fully_shard."
     yield not all(units[:-1]), "Not every layer is a unit of its own: too much would be gathered at once."
@@ -306,7 +286,7 @@ def check_sharding(answer):
     yield True, f"Right: each layer is gathered on its own, and rank 0 holds {held} of {4 * 16 * 17} parameters."
 
 
-@_check
+@_check()
 def check_serve_batch(answer):
     """Lesson 12: a deployment that batches single images, 8 at most, and returns a dict `mean`, `batch` for each."""
     yield type(answer).__name__ != "Deployment", f"Expected a class under @serve.deployment, not {short(answer)}."
@@ -341,7 +321,7 @@ def check_serve_batch(answer):
     yield True, f"Right: 20 images sent at once came back in order, in batches of up to {most}."
 
 
-@_check
+@_check()
 def check_search_space(answer):
     """Lesson 13: a `param_space` of rate, weight decay and batch size; 200 trials are drawn from it, none is run."""
     names = {"learning_rate", "weight_decay", "batch_size"}
@@ -361,10 +341,9 @@ def check_search_space(answer):
     yield True, "Right: 200 trials cover both ranges evenly by their logarithm, and all three batch sizes."
 
 
-@_check
+@_check("run_until_done(…)")
 def check_retries(answer):
     """Lesson 14: a function of a client, an entrypoint and the most attempts, which submits a failed job again."""
-    yield not callable(answer), f"Expected a function, not {short(answer)}: write def run_until_done(…)."
     from ray.job_submission import JobStatus  # here, since the other lessons do without
 
     def run(attempts, *ends):  # on a pretended cluster: the n-th job is pending, runs, and ends with the n-th of `ends`

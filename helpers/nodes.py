@@ -56,11 +56,10 @@ class LocalCluster:
 
     def add_node(self) -> None:
         """Let one more node join, as on another machine, and return at once; from any thread."""
-        options = [f"--address={self._cluster.address}", f"--num-cpus={NODE_CPUS}", "--block"]
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options]
-        command.append(f"--object-store-memory={OBJECT_STORE_BYTES}")
+        resources = [f"--num-cpus={NODE_CPUS}", f"--object-store-memory={OBJECT_STORE_BYTES}"]
+        start = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={self._cluster.address}", "--block"]
         nowhere = subprocess.DEVNULL
-        self._joined.append(subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=nowhere))
+        self._joined.append(subprocess.Popen(start + resources, stdin=nowhere, stdout=nowhere, stderr=nowhere))
 
     def _watch(self) -> None:
         """Let elastic training know of a node that died or joined within a second."""

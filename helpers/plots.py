@@ -8,6 +8,7 @@ from unicodedata import east_asian_width
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from IPython.display import Image
 from matplotlib import font_manager
 from matplotlib.figure import Figure
@@ -83,14 +84,10 @@ def show_images(images: np.ndarray, captions: list[str], title: str, columns: in
 def class_balance(counts: dict[str, list[int]], class_names: list[str]) -> AltFigure:
     """Draw how many images of each class every split has; `counts` is `{split: [count of class 0, …]}`."""
     figure, axis = subplots(figsize=(8, 3.2))
-    places, width = np.arange(len(class_names)), 0.8 / len(counts)
-    for number, (split, values) in enumerate(counts.items()):
-        if len(class_names) <= 50:
-            axis.bar(places + (number + 0.5) * width - 0.4, values, width, label=split, color=COLOURS[number])
-        else:
-            axis.step(places, values, where="mid", linewidth=1, label=split, color=COLOURS[number])
+    kind = {"kind": "bar", "width": 0.8, "rot": 0} if len(class_names) <= 50 else {"drawstyle": "steps-mid", "lw": 1}
+    pd.DataFrame(counts).plot(ax=axis, color=COLOURS, **kind)
     name_classes(class_names, axis.xaxis)
-    axis.set(ylabel="images", ylim=(0, None), xmargin=0.01)
+    axis.set(ylabel="images", ylim=(0, None))
     axis.legend(frameon=False, ncols=len(counts), loc="lower left", bbox_to_anchor=(0, 1))
     ranges = ", ".join(f"{split} {min(values)} to {max(values)}" for split, values in counts.items())
     return describe(figure, "Images per class", f"{len(class_names)} classes, images in each: {ranges}")
@@ -108,33 +105,26 @@ def bars(values: dict[str, float], unit: str, title: str) -> AltFigure:
 def stacked_bars(table, unit: str, title: str) -> AltFigure:
     """Draw a DataFrame as one horizontal bar per row, stacked from one part per column."""
     figure, axis = subplots(figsize=(8, 0.5 * len(table) + 1.4))
-    left, colours = np.zeros(len(table)), (*COLOURS, "#7c3aed", "#b0413e")
-    for column, colour in zip(table, colours, strict=False):
-        axis.barh(table.index, table[column], left=left, color=colour, edgecolor="white", label=column)
-        left += table[column].to_numpy()
-    axis.set(xlabel=unit, yinverted=True)
+    table.plot.barh(ax=axis, stacked=True, width=0.8, color=[*COLOURS, "#7c3aed", "#b0413e"], edgecolor="white")
+    axis.set(xlabel=unit, ylabel="", yinverted=True)
     axis.legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
-    largest = ", ".join(
-        f"{name}: {left[row]:.1f}, most of it {part}" for row, (name, part) in enumerate(table.idxmax(axis=1).items())
-    )
+    bars = zip(table.index, table.sum(axis=1), table.idxmax(axis=1), strict=True)
+    largest = ", ".join(f"{name}: {total:.1f}, most of it {part}" for name, total, part in bars)
     return describe(figure, title, f"One bar per row, {unit}. {largest}")
 
 
 def timeline(spans: list[tuple[str, float, float, str]], title: str) -> AltFigure:
     """Draw what ran when; each span is (lane, start, end, kind) in seconds, one lane per process."""
-    lanes = list(dict.fromkeys(lane for lane, *_ in spans))
-    first = min(start for _, start, _, _ in spans)
-    figure, axis = subplots(figsize=(8, 0.5 * len(lanes) + 1.6))
-    begins = {}
-    for kind, colour in zip(dict.fromkeys(kind for *_, kind in spans), COLOURS, strict=False):
-        mine = [(lanes.index(lane), start - first, end - start) for lane, start, end, other in spans if other == kind]
-        rows, starts, seconds = zip(*mine, strict=True)
-        axis.barh(rows, seconds, left=starts, height=0.6, color=colour, edgecolor="white", label=kind)
-        begins[kind] = min(starts)
-    axis.set(xlabel="seconds", yticks=range(len(lanes)), yticklabels=lanes, yinverted=True)
+    table, begins = pd.DataFrame(spans, columns=["lane", "start", "end", "kind"]), []
+    seconds, starts = table["end"] - table["start"], table["start"] - table["start"].min()
+    figure, axis = subplots(figsize=(8, 0.5 * table["lane"].nunique() + 1.6))
+    for colour, (kind, mine) in zip(COLOURS, table.groupby("kind", sort=False)["lane"], strict=False):
+        rows = mine.index
+        axis.barh(mine, seconds[rows], left=starts[rows], height=0.6, color=colour, edgecolor="white", label=kind)
+        begins.append(f"{kind} from {starts[rows].min():.1f} s on")
+    axis.set(xlabel="seconds", yinverted=True)
     axis.legend(frameon=False, ncols=len(begins), loc="lower left", bbox_to_anchor=(0, 1))
-    starts = ", ".join(f"{kind} from {second:.1f} s on" for kind, second in begins.items())
-    return describe(figure, title, f"Bars over time in {len(lanes)} processes: {starts}")
+    return describe(figure, title, f"Bars over time in {table['lane'].nunique()} processes: {', '.join(begins)}")
 
 
 def learning_curves(history: list[dict]) -> AltFigure:
@@ -158,18 +148,17 @@ def learning_curves(history: list[dict]) -> AltFigure:
 def steps_over_time(entries: list[dict], steps_per_epoch: int, ends: tuple[str, ...] = ()) -> AltFigure:
     """Draw a step log: `time` in seconds, `process` and `step`; `ends` says why each process ended, except the last."""
     figure, axis = subplots(figsize=(8, 3.2))
-    processes = list(dict.fromkeys(entry["process"] for entry in entries))
-    lives = []
-    for number, process in enumerate(processes):
-        mine = [entry for entry in entries if entry["process"] == process]
-        seconds, steps = zip(*((entry["time"] - entries[0]["time"], entry["step"]) for entry in mine), strict=True)
+    table, lives = pd.DataFrame(entries), []
+    processes = table.assign(time=table["time"] - table["time"].iloc[0]).groupby("process", sort=False)
+    for number, (_, mine) in enumerate(processes):
         colour = COLOURS[number % len(COLOURS)]
         end = f": {ends[number]}" if number < len(ends) else ""
-        axis.plot(seconds, steps, ".-", color=colour, label=f"process {number + 1}{end}")
-        if process != processes[-1]:
-            axis.plot(seconds[-1], steps[-1], "x", color=colour, markersize=12, markeredgewidth=3)
-        lives.append(f"{steps[0]} to {steps[-1]}{end}")
-    for step in range(steps_per_epoch, max(entry["step"] for entry in entries) + 1, steps_per_epoch):
+        axis.plot("time", "step", ".-", data=mine, color=colour, label=f"process {number + 1}{end}")
+        if number + 1 < processes.ngroups:
+            last = mine.tail(1)
+            axis.plot(last["time"], last["step"], "x", color=colour, markersize=12, markeredgewidth=3)
+        lives.append(f"{mine['step'].iloc[0]} to {mine['step'].iloc[-1]}{end}")
+    for step in range(steps_per_epoch, table["step"].max() + 1, steps_per_epoch):
         axis.axhline(step, color=GREY, linewidth=0.8, linestyle=":")
     axis.set(xlabel="seconds since the first step", ylabel="training step")
     axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -183,10 +172,9 @@ def search(reports: list[dict], rung, num_epochs: int, chance: float) -> AltFigu
     Its rows, in the order of arrival, have `accuracy`, `stopped` and the `cutoff` at that moment, -inf for none.
     """
     figure, (left, right) = subplots(1, 2, figsize=(9, 3.4), sharey=True)
-    for trial in {report["trial"] for report in reports}:
-        epochs, values = zip(*[(r["epoch"], r["accuracy"]) for r in reports if r["trial"] == trial], strict=True)
-        colour, marker = (BLUE, "o") if epochs[-1] >= num_epochs else (ORANGE, "x")
-        left.plot(epochs, values, color=colour, alpha=0.7, marker=marker, markevery=[-1], mew=2)
+    for _, trial in pd.DataFrame(reports).groupby("trial"):
+        colour, marker = (BLUE, "o") if trial["epoch"].max() >= num_epochs else (ORANGE, "x")
+        left.plot("epoch", "accuracy", data=trial, color=colour, alpha=0.7, marker=marker, markevery=[-1], mew=2)
     places, stopped = np.arange(1, len(rung) + 1), np.asarray(rung["stopped"], bool)
     right.plot(places[~stopped], rung["accuracy"][~stopped], "o", color=BLUE, label="goes on")
     right.plot(places[stopped], rung["accuracy"][stopped], "x", color=ORANGE, mew=2, label="is stopped")

@@ -53,8 +53,6 @@ def stop(name: str) -> None:
 
 
 def _is_free(port: int) -> bool:
-    with socket.socket() as trial, contextlib.suppress(OSError):
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        trial.bind(("127.0.0.1", port))
+    with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
         return True
     return False

@@ -46,9 +46,7 @@ class Settings:
     # A folder of images is `<split>/<class>/…` or `<class>/…`. Augmentation differs in each run, whatever the seed is.
     data: str = _setting("digits", "digits, cifar10, or the path or URI of a folder that holds images", _is_data)
     epochs: int = _setting(4, "a whole number from 1 to 1000", lambda n: 1 <= n <= 1000)  # passes over `train`
-    workers: int = _setting(
-        0, "a whole number from 1 to 1024, or 0 for as many as suit the machine", lambda n: 0 <= n <= 1024
-    )
+    workers: int = _setting(0, "a number from 1 to 1024, or 0 for what suits the machine", lambda n: 0 <= n <= 1024)
     batch_size: int = _setting(64, "a whole number from 2 to 65536", lambda n: 2 <= n <= 65536)  # of all workers
     learning_rate: float = _setting(0.03, "a number above 0, at most 10", lambda x: 0 < x <= 10)  # the highest
     seed: int = _setting(42, "a whole number from 0 to 2147483647", lambda n: 0 <= n < 2**31)  # weights, shuffle

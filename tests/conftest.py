@@ -48,10 +48,10 @@ def pytest_collection_modifyitems(config, items):
 
 def start_ray(config):
     """Start the Ray that tests and notebooks share, once; the notebooks' kernels find it by RAY_ADDRESS."""
-    from helpers import cluster
+    from run_lessons import shared_ray
 
     if not os.environ.get("RAY_ADDRESS"):
-        config.ray.enter_context(cluster.shared_ray())
+        config.ray.enter_context(shared_ray())
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Runs all lessons in order and builds the report from them: `make run`. Opens JupyterLab on them: `make lab`."""
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -11,11 +12,12 @@ import time
 from pathlib import Path
 
 import nbformat
+import ray
 from nbclient import NotebookClient
 from nbclient.exceptions import CellControlSignal, CellExecutionError, DeadKernelError
 
 import build_site
-from helpers import cluster, evaluation, settings
+from helpers import _ray_internals, cluster, evaluation, settings
 
 
 def run_all(project: Path = settings.PROJECT) -> None:
@@ -32,7 +34,7 @@ def run_all(project: Path = settings.PROJECT) -> None:
     executed.mkdir(parents=True)
     seconds, started = {}, time.monotonic()
     print(f"Running {len(lessons)} lessons on {cfg.data_name}, {cfg.epochs} epochs. Starting Ray …", flush=True)
-    with cluster.shared_ray():
+    with shared_ray():
         for lesson in lessons:
             print(f"{lesson.stem} …", end=" ", flush=True)
             begin = time.monotonic()
@@ -46,6 +48,22 @@ def run_all(project: Path = settings.PROJECT) -> None:
     page = build_site.build(project).relative_to(project)
     print(f"All lessons took {(time.monotonic() - started) / 60:.1f} minutes. The report is {page}.")
     print(f"test accuracy {result['accuracy']:.3f} ({result['data']}, {result['epochs']} epochs)")
+
+
+@contextlib.contextmanager
+def shared_ray():
+    """Keep one local Ray running for all notebooks started inside this context; they find it by `RAY_ADDRESS`."""
+    if os.environ.get("RAY_ADDRESS"):  # that cluster is used, and nothing is started
+        yield
+        return
+    cluster.connect()
+    _ray_internals.prestart_workers(cluster.scaling_config().num_workers)
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    try:
+        yield
+    finally:
+        del os.environ["RAY_ADDRESS"]
+        cluster.disconnect()
 
 
 def make_paths_absolute() -> None:
@@ -82,7 +100,7 @@ def lab(options: list[str]) -> None:
     """Open JupyterLab on the lessons, with one Ray running for all of them; both end together."""
     make_paths_absolute()
     print("Starting Ray for all lessons, then JupyterLab …", flush=True)
-    with cluster.shared_ray():
+    with shared_ray():
         jupyter = [sys.executable, "-m", "jupyter"]
         # JupyterLab would ask whether it may fetch news from the network.
         news = "@jupyterlab/apputils-extension:announcements"

@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import io
 import itertools
+import json
 import os
 import pickle
 import shutil
@@ -57,7 +58,8 @@ def test_digits_as_parquet(tmp_path):
         shares = np.bincount(labels) / count
         assert np.allclose(shares, 0.1, atol=0.01), "the split is not stratified"
         assert len(list(Path(folder, split).glob("*.parquet"))) == 8
-        assert data.read_class_names(f"{folder}/{split}") == [str(digit) for digit in range(10)]
+        metadata = pq.read_schema(f"{folder}/{split}/part-00000.parquet").metadata
+        assert json.loads(metadata[b"class_names"]) == [str(digit) for digit in range(10)]
     assert_no_image_is_in_two_splits(folder)
     assert data.is_complete(folder) and leftovers(tmp_path) == ["digits"]
 
@@ -227,8 +229,9 @@ def small_cifar10(tmp_path, monkeypatch):
 
 
 def test_cifar10_from_an_archive_that_the_learner_has(tmp_path, small_cifar10):
-    folder = data.prepare(settings_of(tmp_path, data="cifar10", cifar10_archive=str(small_cifar10)))
-    assert data.read_class_names(f"{folder}/train")[3] == "class 3"
+    cfg = settings_of(tmp_path, data="cifar10", cifar10_archive=str(small_cifar10))
+    folder = data.prepare(cfg)
+    assert data.class_names(cfg)[3] == "class 3"
     for split, each in (("train", 9), ("validation", 1), ("test", 2)):
         images, labels = read(folder, split)
         assert images.shape == (10 * each, 32, 32, 3) and np.bincount(labels).tolist() == [each] * 10

@@ -244,6 +244,7 @@ def reports(config, ranks=(0, 1), attach=(0,)):
         (..., "Not done yet"),
         ("report", "Expected a function, not 'report'"),
         (lambda config: reports(config, ranks=(0,)), "one worker waited for the other"),
+        (lambda config: reports(config, attach=()), "Expected two checkpoints"),
         (lambda config: reports(config, attach=(0, 1)), "Rank 1 attached a checkpoint"),
         (lambda config: reports(config), "Right"),
     ],

@@ -1,7 +1,6 @@
 """Lesson 12's definitions: files predicted once each, also after a kill, and served over HTTP under load and faults."""
 
 import contextlib
-import io
 import os
 import shutil
 import subprocess
@@ -135,11 +134,11 @@ def test_decode_image_refuses_what_is_no_image(content):
         evaluation.decode_image(content, 32)
 
 
-def test_decode_image_equals_the_training_pipeline():
-    file = io.BytesIO()
-    Image.fromarray(IMAGES[0][:, :24]).resize((48, 64)).save(file, "PNG")
-    by_training, _, refused = data._sources.decode([io.BytesIO(file.getvalue())], 32)
-    assert not refused and np.array_equal(evaluation.decode_image(file.getvalue(), 32), by_training[0])
+def test_decode_image_equals_the_training_pipeline(tmp_path):
+    file = tmp_path / "image.png"
+    Image.fromarray(IMAGES[0][:, :24]).resize((48, 64)).save(file)
+    by_training, _, refused = data._sources.decode([str(file)], 32)
+    assert not refused and np.array_equal(evaluation.decode_image(file.read_bytes(), 32), by_training[0])
     assert np.array_equal(evaluation.decode_image(lesson.encode(IMAGES[0], "PNG"), 32), IMAGES[0])
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import build_site
 import run_lessons
-from helpers import cluster, evaluation, settings
+from helpers import evaluation, settings
 from support import wait_for
 
 RESULT = {"accuracy": 0.9834, "num_images": 357, "data": "digits", "epochs": 4, "run": "dist-digits"}
@@ -20,7 +20,7 @@ RESULT = {"accuracy": 0.9834, "num_images": 357, "data": "digits", "epochs": 4, 
 @pytest.fixture
 def write_lesson(tmp_path, monkeypatch):
     """A series of two lessons in a folder of its own, without Ray; gives what writes a lesson."""
-    monkeypatch.setattr(cluster, "shared_ray", contextlib.nullcontext)
+    monkeypatch.setattr(run_lessons, "shared_ray", contextlib.nullcontext)
     monkeypatch.setattr(evaluation, "latest", lambda cfg: RESULT)
     for name in ("README.md", *build_site.PAGES):
         (tmp_path / name).parent.mkdir(exist_ok=True)

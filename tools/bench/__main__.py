@@ -18,7 +18,7 @@ from pathlib import Path
 
 import interleave
 import summary
-from helpers import cluster, settings
+from helpers import settings
 from images import write_jpegs
 
 HERE = Path(__file__).resolve().parent
@@ -28,6 +28,7 @@ MARK = "measured: "
 
 def main() -> None:
     """Read the options, measure round by round, and write the report after each."""
+    sys.path.append(str(HERE.parent))  # for what the other tools have
     groups = {
         "fit": fit_programs,
         "data": data_programs,
@@ -86,10 +87,12 @@ def fit_programs(figures: dict, options, scratch: str, first: bool) -> None:
 @contextlib.contextmanager
 def warm_ray(workers: int):
     """Keep Ray running, as `make lab` does for a learner who chose so many workers and has read for a moment."""
+    from run_lessons import shared_ray
+
     before = os.environ.get("TUTORIAL_WORKERS", "")
     os.environ["TUTORIAL_WORKERS"] = str(workers)
     try:
-        with cluster.shared_ray():
+        with shared_ray():
             time.sleep(15)
             yield
     finally:
@@ -98,13 +101,15 @@ def warm_ray(workers: int):
 
 def data_programs(figures: dict, options, scratch: str, first: bool) -> None:
     """Write, read and prepare images, without training."""
+    from run_lessons import shared_ray
+
     size, jpegs = {"images": 20000, "epochs": 4, "batch": 64}, f"{scratch}/jpegs"
     if first:
         write_jpegs(jpegs, train=9000, test=1000)
     figures["write"] = measure("ray_pipeline.write", images=20000)
     figures["dataloader ingest"] = measure("baselines.dataloader_ingest", **size)
     figures["PIL loop"] = measure("baselines.pil_loop", folder=jpegs)
-    with cluster.shared_ray():
+    with shared_ray():
         figures["ingest"] = measure("ray_pipeline.ingest", **size)
     figures["folder"] = measure("ray_pipeline.folder", path=jpegs)
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
@@ -133,7 +138,6 @@ def online_programs(figures: dict, options, scratch: str, first: bool) -> None:
 
 def cluster_programs(figures: dict, options, scratch: str, first: bool) -> None:
     """Train with three workers on three hosts, which are namespaces, and on one: the same cores do all the work."""
-    sys.path.append(str(HERE.parent))
     from hosts import HEAD, Hosts
 
     arguments = {"images": options.images, "epochs": options.epochs, "batch": 63, "workers": 3}
