@@ -96,9 +96,10 @@ def class_balance(counts: dict[str, list[int]], class_names: list[str]) -> AltFi
 def bars(values: dict[str, float], unit: str, title: str) -> AltFigure:
     """Draw one horizontal bar per name, with its number next to it."""
     figure, axis = subplots(figsize=(8, 0.55 * len(values) + 0.9))
-    axis.bar_label(axis.barh(list(values), list(values.values()), color=BLUE), fmt=" {:,.0f}")
+    places = 0 if max(values.values()) >= 100 else 1
+    axis.bar_label(axis.barh(list(values), list(values.values()), color=BLUE), fmt=f" {{:,.{places}f}}")
     axis.set(xlabel=unit, xmargin=0.15, yinverted=True)
-    numbers = ", ".join(f"{name} {value:,.0f}" for name, value in values.items())
+    numbers = ", ".join(f"{name} {value:,.{places}f}" for name, value in values.items())
     return describe(figure, title, f"Bars, {unit}: {numbers}")
 
 
@@ -169,7 +170,7 @@ def steps_over_time(entries: list[dict], steps_per_epoch: int, ends: tuple[str, 
 def search(reports: list[dict], rung, num_epochs: int, chance: float) -> AltFigure:
     """Draw trials over epochs, from dicts of `trial`, `epoch`, `accuracy`; and a table `rung` of those at one epoch.
 
-    Its rows, in the order of arrival, have `accuracy`, `stopped` and the `cutoff` at that moment, -inf for none.
+    Its rows, in the order of arrival, have `trial`, `accuracy`, `stopped` and the `cutoff` then, -inf for none.
     """
     figure, (left, right) = subplots(1, 2, figsize=(9, 3.4), sharey=True)
     for _, trial in pd.DataFrame(reports).groupby("trial"):
@@ -179,6 +180,8 @@ def search(reports: list[dict], rung, num_epochs: int, chance: float) -> AltFigu
     right.plot(places[~stopped], rung["accuracy"][~stopped], "o", color=BLUE, label="goes on")
     right.plot(places[stopped], rung["accuracy"][stopped], "x", color=ORANGE, mew=2, label="is stopped")
     right.step(places, rung["cutoff"].replace(-np.inf, np.nan), where="mid", color=GREY, label="cut-off at that moment")
+    for place, trial, accuracy in zip(places, rung["trial"], rung["accuracy"], strict=True):
+        right.annotate(str(trial), (place, accuracy), xytext=(4, 4), textcoords="offset points", fontsize=7)
     for axis in (left, right):
         axis.axhline(chance, color=GREY, linestyle=":", label="chance")
     left.set(xlabel="epoch", ylabel="validation accuracy", ylim=(0, 1.02), xticks=range(1, num_epochs + 1))

@@ -36,6 +36,12 @@ class Handler(BaseHTTPRequestHandler):
     buckets: dict[str, dict[str, Object]] = {}
     uploads: dict[str, dict[int, Object]] = {}  # by upload, its parts
 
+    def handle_expect_100(self) -> bool:
+        """Send "100 Continue" at once: from the buffer, it would come when S3's client has waited a second for it."""
+        go_on = super().handle_expect_100()
+        self.wfile.flush()
+        return go_on
+
     def handle_one_request(self):
         """Let no connection that breaks off print a traceback."""
         try:

@@ -29,7 +29,8 @@ ENTRIES = [
     {"time": 10.0 * process + step, "process": process, "step": step} for process in range(6) for step in range(1, 4)
 ]
 REPORTS = [{"trial": trial, "epoch": epoch, "accuracy": trial / 9} for epoch in (1, 2) for trial in range(8)]
-RUNG = pd.DataFrame({"accuracy": [0.5, 0.4, 0.6], "cutoff": [-np.inf, 0.5, 0.45], "stopped": [False, True, False]})
+RUNG = pd.DataFrame({"trial": [2, 1, 3], "accuracy": [0.5, 0.4, 0.6], "stopped": [False, True, False]})
+RUNG["cutoff"] = [-np.inf, 0.5, 0.45]
 
 
 def balance(names):
