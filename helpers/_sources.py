@@ -22,6 +22,10 @@ from helpers.settings import DEFAULT_STORAGE, Settings, hide_secret, join
 SPLITS = ("train", "validation", "test")
 SPLIT_NAMES = dict(zip(SPLITS, SPLITS, strict=True)) | {"training": "train", "testing": "test"}
 SPLIT_NAMES |= dict.fromkeys(("val", "valid", "dev"), "validation")
+# Such as `seg_train`, `Training Set` or `test_images-1`; several of them are not classes, but splits by other names.
+LIKE_A_SPLIT = re.compile(
+    rf"(?:.*[^a-z])?({'|'.join(SPLIT_NAMES)})(?:[^a-z]*(?:set|data|images?))?[^a-z]*", re.IGNORECASE
+)
 
 # All that Pillow opens, and HEIC images, which it can't open and which are refused by name.
 Image.preinit()  # the usual formats first, or Pillow would try twenty others before JPEG
@@ -31,8 +35,9 @@ SUFFIXES |= {".heic", ".heif"}
 
 # Hidden files and folders, and what systems and network drives leave behind.
 HIDDEN = re.compile(
-    r"\..*|(eh)?thumbs\.db|desktop\.ini|icon\r|__macosx|__pycache__|lost\+found|found\.000|recycler|\$recycle\.bin|"
-    r"system volume information|network trash folder|temporary items|[@#](eadir|tmp|(recently-)?snapshot|recycle)",
+    r"\..*|(eh)?thumbs\.db|desktop\.ini|icon\r|__macosx|__pycache__|lost\+found|found\.\d{3}|lost\.dir|recycle[rd]|"
+    r"\$recycle\.bin|system volume information|network trash folder|temporary items|"
+    r"[@#](eadir|tmp|(recently-)?snapshot|recycle|__thumb)",
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -41,14 +46,19 @@ REASONS = {
     rb"\Z": "is empty: copy it again or delete it",
     rb".{4}ftyp(hei|hev|hif|mif1|msf1)": "is HEIC, which Pillow can't read: convert it to JPEG or PNG",
     rb".{4}JXL |\xff\x0a": "is JPEG XL, which Pillow can't read: convert it to JPEG or PNG",
-    rb".{4}ftyp(?!avi)|\x1aE\xdf\xa3|RIFF.{4}AVI ": "is a video: delete it or export its frames",
+    rb".{4}ftyp(?!avi|crx)|.{4}moov|\x1aE\xdf\xa3|RIFF.{4}AVI ": "is a video: delete it or export its frames",
     rb"version https://git-lfs": "is only a pointer to a file in Git LFS: fetch it with `git lfs pull`",
     rb"\s*(<\?xml.*)?<svg": "is an SVG drawing, which Pillow can't read: export it as PNG",
-    rb"\s*<": "is a web page, not an image: download it again or delete it",
+    rb"(\xef\xbb\xbf)?\s*<": "is a web page, not an image: download it again or delete it",
+    rb"II[*+]\0|MM\0[*+]|\xff\xd8\xff|8BPS|.{128}DICM": "is of a kind that Pillow can't read, or damaged: "
+    "convert it to PNG or copy it again",
     rb"%PDF|PK\x03\x04|\x1f\x8b|Rar!": "is a document or an archive, not an image: delete it",
-    rb"[\t\n\r -~]+\Z": "is text, not an image: delete it",
+    rb"(\xef\xbb\xbf)?[\t\n\r -~\x80-\xf4]+\Z": "is text, not an image: delete it",
     rb"": "is no image that Pillow knows, or its beginning is damaged: copy it again or delete it",
 }
+
+# How a whole file ends, by its format.
+ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
 # Drawing programs store long texts in a PNG. Pillow would refuse an image with a text of more than 1 MB.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
@@ -156,6 +166,10 @@ def list_folder(folder: str) -> tuple[list[tuple], list[str]]:
         passed_over["image outside a class folder"] = len(loose)
     else:
         splits, passed_over = {".": "train"}, Counter()
+        alike = {SPLIT_NAMES[match[1].lower()]: name for name in below if (match := LIKE_A_SPLIT.fullmatch(name))}
+        if "train" in alike and len(alike) > 1:
+            what = f"{folder} has folders that look like splits ({', '.join(sorted(alike.values()))})"
+            raise DataError(f"{what}: rename them train, validation, test.")
     if len(set(splits.values())) < len(splits):
         raise DataError(f"{folder} has two folders for one split among {', '.join(splits)}: put all into one of them.")
     if "train" not in splits.values():
@@ -174,15 +188,18 @@ def list_folder(folder: str) -> tuple[list[tuple], list[str]]:
         if not classes:
             raise DataError(f"{place} has no class folders: sort its images into {name}/<class>/, or move it away.")
         if empty := sorted(class_name for class_name, images in classes.items() if not images):
-            what = f"{join(place, empty[0])} holds no image that Pillow reads"
-            raise DataError(f"{what}: add some, or move the folder away.")
+            what = f"{join(place, empty[0])} holds no image that Pillow reads, by the suffixes of its files"
+            raise DataError(f"{what}: add some, rename them (.png, .jpg …), or move the folder away.")
         if strange := sorted(classes.keys() - found["train"].keys()):
             raise DataError(f"{place} has the class {strange[0]}, and train has not: add it there, or remove it here.")
         if lacking := sorted(found["train"].keys() - classes.keys()):
             notes.append(f"{split} has no image of {', '.join(lacking[:3])}{' …' if lacking[3:] else ''}.")
     if len(only := list(found["train"])) < 2:
         raise DataError(f"{folder} has one class, {only[0]}, and needs two. Are they in it? Set TUTORIAL_DATA to it.")
-    if counted := ", ".join(f"{count} × {kind}" for kind, count in sorted(passed_over.items()) if count):
+    if len(kinds := +passed_over) > 12:
+        kinds = Counter(dict(kinds.most_common(11)))
+        kinds["of other kinds"] = (+passed_over).total() - kinds.total()
+    if counted := ", ".join(f"{count} × {kind}" for kind, count in sorted(kinds.items())):
         notes.append(f"Passed over in {folder}: {counted}.")
     listing = [(split, name, *image) for split in found for name, images in found[split].items() for image in images]
     return sorted(listing, key=lambda image: image[:3]), [printable(note) for note in notes]
@@ -211,7 +228,8 @@ def _walk(folder: str, passed_over: Counter):
             if suffix not in SUFFIXES or (status and not stat.S_ISREG(status.st_mode)):
                 passed_over[f"{suffix} file" if suffix else "file without a suffix"] += 1
             else:  # one without a status is refused when it is to be decoded
-                images.append((path, status and status.st_size, status and status.st_mtime_ns))
+                changed = status and max(status.st_mtime_ns, status.st_ctime_ns)  # a file that is moved keeps the first
+                images.append((path, status and status.st_size, changed))
         yield Path(parent).relative_to(folder).parts, below, images
 
 
@@ -223,7 +241,8 @@ def _open_bucket(uri: str) -> tuple:
         below, names = [], []
         for entry in filesystem.get_file_info(pyarrow.fs.FileSelector(parent)):
             (below if entry.type == pyarrow.fs.FileType.Directory else names).append(entry.base_name)
-            known[entry.path] = SimpleNamespace(st_mode=stat.S_IFREG, st_size=entry.size, st_mtime_ns=entry.mtime_ns)
+            known[entry.path] = SimpleNamespace(st_mode=stat.S_IFREG, st_size=entry.size)
+            known[entry.path].st_mtime_ns = known[entry.path].st_ctime_ns = entry.mtime_ns
         yield parent, below, names
         for name in below:
             yield from walk(f"{parent}/{name}")
@@ -252,7 +271,8 @@ def decode(paths: Iterable[str], size: int, source: str = "") -> tuple[np.ndarra
 
 def printable(text: str) -> str:
     """Return `text` in one line, with escapes for line breaks and for bytes of file names that are not UTF-8."""
-    return text.encode(errors="surrogateescape").decode(errors="backslashreplace").replace("\n", "\\n")
+    text = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)
 
 
 def decode_file(file: io.BytesIO, size: int) -> np.ndarray:
@@ -260,12 +280,19 @@ def decode_file(file: io.BytesIO, size: int) -> np.ndarray:
     with Image.open(file) as image:
         image.draft("RGB", (size, size))  # lets a JPEG be decoded at a fraction of its size
         image.load()
+        lacks_opacity = image.format in ("BMP", "DDS", "ICO", "TGA")  # these have a place for it and may leave it 0
+        if end := ENDS.get(image.format):
+            whole = file.getvalue()
+            if whole.endswith(bytes(64)) and not whole.rstrip(b"\0").endswith(end):
+                raise OSError("truncated, and filled up with zeros")
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
             image = _to_eight_bits(image)
         with contextlib.suppress(Exception):  # a sound image can have a damaged EXIF block
             ImageOps.exif_transpose(image, in_place=True)
         if image.mode != "RGB" or image.has_transparency_data:
             image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+            if lacks_opacity and image.mode == "RGBA" and not image.getchannel("A").getbbox():
+                image = image.convert("RGB")
         if image.size != (size, size):
             image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
         if image.mode == "RGB":
@@ -279,15 +306,22 @@ def decode_file(file: io.BytesIO, size: int) -> np.ndarray:
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     """Scale grey values by the smallest usual range that holds them; where none does, from least to most."""
-    values = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0)
-    low, high = values.min(), values.max()
-    tops = [1, 255, 4095, 65535] if image.mode == "F" else [255, 4095, 65535]  # 12 bits are stored in 16, unsaid
-    if image.mode != "F" and not (values % 257).any():
+    tags, values = getattr(image, "tag_v2", {}), np.asarray(image)
+    if tags and image.mode == "I" and tags.get(339, (1,))[0] == 1:
+        values = values.view(np.uint32)  # Pillow takes all 32 bits for signed
+    values = values.astype(np.float32)  # floats of 64 bits need 2 GB for 80 megapixels
+    sound = np.abs(values) < 1e30  # neither NaN nor what stands for it
+    with contextlib.suppress(TypeError, ValueError):
+        sound &= values != float(tags.get(42113))  # GDAL's "no data"
+    low, high = (values[sound].min(), values[sound].max()) if sound.any() else (0, 0)
+    tops, slack = (255, 1023, 4095, 16383, 65535), 0  # 10, 12 and 14 bits are stored in 16, unsaid
+    if image.mode == "F":  # resampling goes beyond the range a little
+        tops, slack = [1, *(top for top in (255, 4095, 65535) if high > top / 4)], 0.1  # metres and kelvins have none
+    elif not (values % 257).any():
         tops = [65535]  # 8 bits that a program has written as 16
-    if low >= 0 and high <= 65535:
-        low, high = 0, next(top for top in tops if high <= top)
-    grey = ((values - low) * (255 / max(high - low, 1e-9))).round().astype(np.uint8)
-    if getattr(image, "tag_v2", {}).get(262) == 0:  # a TIFF in which 0 is white: Pillow heeds it up to 8 bits
+    low, high = next(((0, top) for top in tops if -slack * top <= low and high <= (1 + slack) * top), (low, high))
+    grey = ((np.where(sound, values, low) - low) * (255 / max(high - low, 1e-9))).clip(0, 255).round().astype(np.uint8)
+    if tags.get(262) == 0:  # a TIFF in which 0 is white: Pillow heeds it up to 8 bits
         grey = 255 - grey
     scaled = Image.fromarray(grey)
     scaled.info = {key: value for key, value in image.info.items() if key != "transparency"}

@@ -177,8 +177,9 @@ def _draw_missing(images: list[tuple], ids: np.ndarray) -> np.ndarray:
     for split, share in (("test", 1 / 5), ("validation", 1 / 8)):
         train = np.flatnonzero(splits == "train")
         if split in splits:
-            if equal := np.isin(ids[splits == split], ids[train]).sum():
-                print(f"Images of {split} that are also in train: {equal:,}.")
+            for other in ("train", "test") if split == "validation" else ("train",):
+                if equal := np.isin(ids[splits == split], ids[splits == other]).sum():
+                    print(f"Images of {split} that are also in {other}: {equal:,}.")
             continue
         chosen = train[_sources.draw(labels[train], ids[train], share)]
         lacking = ", ".join(class_names[np.setdiff1d(labels[train], labels[chosen])][:3])

@@ -367,7 +367,14 @@ def test_images_that_are_in_test_and_in_train_are_counted(tmp_path, image_folder
     for name in ("000.png", "003.png"):
         shutil.copy(image_folder / "train/dark" / name, image_folder / "test/dark" / f"again-{name}")
     prepared(tmp_path, image_folder)
-    assert "Images of test that are also in train: 2." in capsys.readouterr().out
+    (image_folder / "val").mkdir()
+    for name in ("dark", "light"):
+        shutil.copytree(image_folder / "test" / name, image_folder / "val" / name)
+    prepared(tmp_path, image_folder)
+    said = capsys.readouterr().out
+    for line in ("test that are also in train: 2", "validation that are also in train: 2"):
+        assert f"Images of {line}." in said
+    assert "Images of validation that are also in test: 16." in said
 
 
 @with_ray
