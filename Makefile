@@ -74,7 +74,7 @@ kit: $(STAMP)
 	@$(BIN)/python tools/make_kit.py '$(KIT)' $(if $(FOR),--for $(FOR)) $(if $(TORCH),--torch '$(TORCH)')
 
 lint: $(STAMP)
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check helpers tools tests && $(BIN)/nbstripout --verify notebooks/*.ipynb
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check helpers tools tests notebooks/*.py && $(BIN)/nbstripout --verify notebooks/*.ipynb
 
 clean:
 	@rm -rf report storage/runs storage/tuning storage/settings.json .pytest_cache .ruff_cache *.egg-info

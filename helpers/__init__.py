@@ -3,7 +3,6 @@
 settings        00  every choice that a learner can make
 cluster         00  start or join Ray, and ask what it has
 preflight       00  is this machine ready?
-exercises       00  the checks of "Try it"
 data            01  images to Parquet, and back to a Ray Dataset
 plots           01  the drawings
 preprocessing   02  augment, normalise, channel statistics, image ids

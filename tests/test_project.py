@@ -78,7 +78,8 @@ def test_dependencies_have_a_reason():
 
 def test_helpers_imports_run_one_way():
     graph = {name: imported_helpers(path.read_text()) for name, path in MODULES.items()}
-    assert graph["settings"] == graph["plots"] == graph["exercises"] == set()
+    checks = (settings.PROJECT / "notebooks/exercises.py").read_text()
+    assert graph["settings"] == graph["plots"] == imported_helpers(checks) == set()
 
     def visit(module, path):
         assert module not in path, f"a circle: {' → '.join([*path, module])}"
@@ -113,7 +114,7 @@ def test_helpers_stay_small():
         len(path.read_text().splitlines())
         for path in [*MODULES.values(), *settings.PROJECT.glob("helpers/__init__.py")]
     )
-    assert len(MODULES) <= 20 and lines <= 2940
+    assert len(MODULES) <= 19 and lines <= 2600
 
 
 def test_rays_processes_do_without_torch_and_grpc():
