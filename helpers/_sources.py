@@ -24,7 +24,8 @@ SPLIT_NAMES = dict(zip(SPLITS, SPLITS, strict=True)) | {"training": "train", "te
 SPLIT_NAMES |= dict.fromkeys(("val", "valid", "dev"), "validation")
 # Such as `seg_train`, `Training Set` or `test_images-1`; several of them are not classes, but splits by other names.
 LIKE_A_SPLIT = re.compile(
-    rf"(?:.*[^a-z])?({'|'.join(SPLIT_NAMES)})(?:[^a-z]*(?:set|data|images?))?[^a-z]*", re.IGNORECASE
+    rf"(?:.*[^a-z])?({'|'.join(SPLIT_NAMES)})(?:[^a-z].*|(?:data)?(?:sets?|images?|imgs?|dir)?[^a-z]*)",
+    re.IGNORECASE | re.DOTALL,
 )
 
 # All that Pillow opens, and HEIC images, which it can't open and which are refused by name.
@@ -35,7 +36,7 @@ SUFFIXES |= {".heic", ".heif"}
 
 # Hidden files and folders, and what systems and network drives leave behind.
 HIDDEN = re.compile(
-    r"\..*|(eh)?thumbs\.db|desktop\.ini|icon\r|__macosx|__pycache__|lost\+found|found\.\d{3}|lost\.dir|recycle[rd]|"
+    r"\..*|(eh)?thumbs\.db|desktop\.ini|icon\r|__macosx|__pycache__|lost\+found|found\.\d{3}|lost\.dir|(?-i:RECYCLE[RD])|"
     r"\$recycle\.bin|system volume information|network trash folder|temporary items|"
     r"[@#](eadir|tmp|(recently-)?snapshot|recycle|__thumb)",
     re.IGNORECASE | re.DOTALL,
@@ -57,7 +58,7 @@ REASONS = {
     rb"": "is no image that Pillow knows, or its beginning is damaged: copy it again or delete it",
 }
 
-# How a whole file ends, by its format.
+# What the end of a whole file contains, by its format; a trailer may follow.
 ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
 # Drawing programs store long texts in a PNG. Pillow would refuse an image with a text of more than 1 MB.
@@ -176,8 +177,10 @@ def list_folder(folder: str) -> tuple[list[tuple], list[str]]:
         raise DataError(f"{folder} has no folder train/: put the images for training into train/<class>/.")
     for name, split in sorted(splits.items(), key=lambda item: SPLITS.index(item[1])):
         classes = found.setdefault(split, defaultdict(list))
-        place = folder if name == "." else join(folder, name)
-        for parts, _, images in _walk(place, passed_over):
+        place, inside = folder if name == "." else join(folder, name), {}
+        for parts, below, images in _walk(place, passed_over):
+            if len(parts) == 1:
+                inside[parts[0]] = tuple(below)
             if {"train", "training"} & {part.lower() for part in parts[1:2]}:
                 remedy = "set TUTORIAL_DATA to it, or fill train/<class>/."
                 raise DataError(f"{join(place, parts[0])} has a folder train/: {remedy}")
@@ -185,6 +188,8 @@ def list_folder(folder: str) -> tuple[list[tuple], list[str]]:
                 classes[unicodedata.normalize("NFC", printable(parts[0]))] += images
             else:
                 passed_over["image outside a class folder"] += len(images)
+        if len(inside) > 1 and len(set(inside.values())) == 1 and len(same := next(iter(inside.values()))) > 1:
+            notes.append(f"All classes in {place} have the folders {', '.join(same[:3])}, read as one: is that right?")
         if not classes:
             raise DataError(f"{place} has no class folders: sort its images into {name}/<class>/, or move it away.")
         if empty := sorted(class_name for class_name, images in classes.items() if not images):
@@ -279,11 +284,17 @@ def decode_file(file: io.BytesIO, size: int) -> np.ndarray:
     """Return the image in an open file as uint8 (size, size, 3); Pillow's errors when it is damaged."""
     with Image.open(file) as image:
         image.draft("RGB", (size, size))  # lets a JPEG be decoded at a fraction of its size
+        tags, is_deep = getattr(image, "tag_v2", {}), ";16" in str(image.tile) and image.mode in ("RGB", "RGBA", "LA")
+        if tags.get(284) == 2 and tags.get(259, 1) == 1 and len(tags.get(258, ())) > 1 and max(tags[258]) > 8:
+            raise OSError("colours of 16 bits in separate planes, which Pillow mixes up")
         image.load()
-        lacks_opacity = image.format in ("BMP", "DDS", "ICO", "TGA")  # these have a place for it and may leave it 0
+        if is_deep and 0 < max(high for _, high in image.convert("RGB").getextrema()) < 16:
+            raise OSError("colours of 12 bits or less in 16, of which Pillow keeps 8")
+        lacks_opacity = image.format in ("BMP", "CUR", "DDS", "DIB", "ICO", "TGA")  # room for it, which may be left 0
         if end := ENDS.get(image.format):
             whole = file.getvalue()
-            if whole.endswith(bytes(64)) and not whole.rstrip(b"\0").endswith(end):
+            last_scan = 0 if image.format == "PNG" else whole.rfind(b"\xff\xda")
+            if whole.endswith(bytes(64)) and end not in whole[last_scan:]:
                 raise OSError("truncated, and filled up with zeros")
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
             image = _to_eight_bits(image)
@@ -309,6 +320,8 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     tags, values = getattr(image, "tag_v2", {}), np.asarray(image)
     if tags and image.mode == "I" and tags.get(339, (1,))[0] == 1:
         values = values.view(np.uint32)  # Pillow takes all 32 bits for signed
+    if image.format == "FITS" and image.mode == "I;16":
+        values = values.view(np.int16)  # Pillow takes them for unsigned
     values = values.astype(np.float32)  # floats of 64 bits need 2 GB for 80 megapixels
     sound = np.abs(values) < 1e30  # neither NaN nor what stands for it
     with contextlib.suppress(TypeError, ValueError):

@@ -305,7 +305,7 @@ def test_splits_inside_the_classes_are_not_mixed(tmp_path):
 
 
 LIKE_SPLITS = ("seg_train seg_test", "training_set test_set", "Train-Images Val-Images", "01 train|02 test")
-LIKE_SPLITS += ("x_train_1 x_test_1", "traindata testdata")
+LIKE_SPLITS += ("x_train_1 x_test_1", "traindata testdata", "train_dataset test_dataset", "Train Photos|Test Photos")
 
 
 @pytest.mark.parametrize("names", LIKE_SPLITS)
@@ -316,6 +316,24 @@ def test_splits_by_other_names_do_not_become_classes(tmp_path, names):
             plain(colour).save(tmp_path / name / class_name / "0.png")
     with pytest.raises(DataError, match=r"folders that look like splits \(.*\): rename them train, validation, test\."):
         listed(tmp_path)
+
+
+def test_equal_folders_in_all_classes_are_named(root):
+    """Such as masks, which are no images of the class; folders that differ, such as dates, are nothing special."""
+    for split in ("train", "test"):
+        for name in ("blue", "red"):
+            for kind in ("images", "masks") if split == "train" else (name, "b"):
+                (root / split / name / kind).mkdir()
+                plain().save(root / split / name / kind / "a.png")
+    said = listed(root)[1]
+    assert said == f"All classes in {root}/train have the folders images, masks, read as one: is that right?"
+
+
+def test_a_class_of_recycled_things_is_a_class(tmp_path):
+    for name in ("compost", "recycled"):
+        (tmp_path / name).mkdir()
+        plain().save(tmp_path / name / "0.png")
+    assert listed(tmp_path)[0] == {"train": {"compost": 1, "recycled": 1}}
 
 
 @pytest.mark.parametrize(
@@ -410,6 +428,15 @@ def packed_12_bits(values):
     return int(bits, 2).to_bytes(len(bits) // 8, "big")
 
 
+def fits(path, values):
+    """Write 16 bits as astronomers do: signed, with 32768 to be added."""
+    height, width = values.shape
+    fields = {"SIMPLE": "T", "BITPIX": 16, "NAXIS": 2, "NAXIS1": width, "NAXIS2": height, "BZERO": 32768, "BSCALE": 1}
+    cards = "".join(f"{key:8}= {value:>20}".ljust(80) for key, value in fields.items()) + "END"
+    data = values[::-1].astype(">i2").tobytes()  # from the bottom row to the top one
+    path.write_bytes(cards.ljust(2880).encode() + data.ljust(-(-len(data) // 2880) * 2880, b"\0"))
+
+
 def float_tiff(path, values, **save):
     Image.fromarray(values).save(path, format="TIFF", **save)
 
@@ -437,6 +464,7 @@ DEEP_GREY = {
     "14 bits in a 16-bit TIFF": lambda path: tiff(path, ramp(16383, "u2"), 16),
     "8 bits in a 16-bit PNG": lambda path: Image.fromarray(ramp(255, "u2")).save(path, format="PNG"),
     "32-bit TIFF": lambda path: Image.fromarray(ramp(2_000_000_000, "i4")).save(path, format="TIFF"),
+    "unsigned 16-bit FITS": lambda path: fits(path, ramp(60000, "i4") - 32768),
     "unsigned 32-bit TIFF": lambda path: tiff(path, ramp(4_000_000_000, "u4"), 32),
     "signed TIFF": lambda path: Image.fromarray(ramp(4000, "i4") - 1000).save(path, format="TIFF"),
     "float TIFF up to 1": lambda path: Image.fromarray(ramp(255, "f4") / 255).save(path, format="TIFF"),
@@ -548,7 +576,7 @@ def test_an_opaque_image_with_an_alpha_channel_keeps_its_colours(tmp_path):
     assert (decoded(tmp_path / "a.png") == 255).all()
 
 
-@pytest.mark.parametrize("kind", ["TGA", "DDS", "ICO"])
+@pytest.mark.parametrize("kind", ["TGA", "DDS", "ICO", "DIB"])
 def test_an_opacity_that_was_never_set_does_not_hide_the_image(tmp_path, kind):
     """These formats have room for one, and some programs leave it at 0."""
     Image.new("RGBA", (64, 64), (*RED, 0)).save(tmp_path / "a.png", format=kind)
@@ -593,6 +621,23 @@ def long_text(path):
     plain().save(path, format="PNG", pnginfo=info)
 
 
+def padded(path, kind):
+    plain().save(path, format=kind)
+    path.write_bytes(path.read_bytes() + b"SEFH" + bytes(200))
+
+
+def planar_tiff(path, bits):
+    """A red TIFF of 64 x 64 pixels in which all red values come first, then all green ones, then all blue ones."""
+    data = b"".join(np.full(64 * 64, level << bits - 8, f"<u{bits // 8}").tobytes() for level in RED)
+    size, end = len(data) // 3, 10 + 10 * 12 + 4
+    counts, starts = end + 12, [end + 36 + n * size for n in range(3)]
+    entries = [(256, 1, 64), (257, 1, 64), (258, 3, end), (259, 1, 1), (262, 1, 2), (273, 3, end + 24)]
+    entries += [(277, 1, 3), (278, 1, 64), (279, 3, counts), (284, 1, 2)]
+    head = b"II" + struct.pack("<HIH", 42, 8, len(entries))
+    fields = b"".join(struct.pack("<HHII", tag, 4, count, value) for tag, count, value in entries)
+    path.write_bytes(head + fields + bytes(4) + struct.pack("<9I", *[bits] * 3, *[size] * 3, *starts) + data)
+
+
 SOUND_RED = {
     "palette": lambda path: plain().quantize(16).save(path, format="PNG"),
     "progressive JPEG": lambda path: plain().save(path, format="JPEG", progressive=True, quality=95),
@@ -606,6 +651,9 @@ SOUND_RED = {
     "several pages": frames("TIFF"),
     "several images in a JPEG": frames("MPO", (640, 480)),
     "a long text": long_text,
+    "JPEG with a trailer that ends in zeros": lambda path: padded(path, "JPEG"),
+    "PNG with a trailer that ends in zeros": lambda path: padded(path, "PNG"),
+    "8 bits in separate planes": lambda path: planar_tiff(path, 8),
     "XMP that is not UTF-8": jpeg_with(XMP),
     "the EXIF header twice": jpeg_with(b"Exif\0\0Exif\0\0" + exif_of([TURNED])),
     "an EXIF block of zeros": jpeg_with(b"Exif\0\0" + bytes(40)),
@@ -713,6 +761,11 @@ REFUSED = {
     "truncated AVIF": (damaged("AVIF", 4000), ""),
     "JPEG filled up with zeros": (filled_up("JPEG", quality=90), "is truncated"),
     "PNG filled up with zeros": (filled_up("PNG"), "copy it again"),
+    "12 bits in 16 of each colour": (
+        lambda path: png(path, [struct.pack(">192H", *range(0, 3840, 20))] * 64, 16, 2),
+        "colours of 12 bits or less in 16",
+    ),
+    "16 bits in separate planes": (lambda path: planar_tiff(path, 16), "colours of 16 bits in separate planes"),
     "damaged TIFF": (bytes_of(b"II*\0" + bytes(60)), "of a kind that Pillow can't read, or damaged"),
     "text with a byte-order mark": (bytes_of(b"\xef\xbb\xbfname,class\n"), "is text"),
     "200 megapixels": (huge, "has 200 megapixels, and Pillow's limit is 179: shrink it"),
