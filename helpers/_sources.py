@@ -190,6 +190,9 @@ def list_folder(folder: str) -> tuple[list[tuple], list[str]]:
                 passed_over["image outside a class folder"] += len(images)
         if len(inside) > 1 and len(set(inside.values())) == 1 and len(same := next(iter(inside.values()))) > 1:
             notes.append(f"All classes in {place} have the folders {', '.join(same[:3])}, read as one: is that right?")
+        if len(inside) == 1 and LIKE_A_SPLIT.fullmatch(only := next(iter(inside))) and len(inside[only]) > 1:
+            what = f"{join(place, only)} holds the class folders {', '.join(inside[only][:3])}"
+            raise DataError(f"{what}: move them up into {place}.")
         if not classes:
             raise DataError(f"{place} has no class folders: sort its images into {name}/<class>/, or move it away.")
         if empty := sorted(class_name for class_name, images in classes.items() if not images):

@@ -234,6 +234,15 @@ def linked(name, target):
     return lambda root: (root / name).symlink_to(root / target if target != "itself" else root / name)
 
 
+def nested(split, name):
+    def change(root):
+        (root / split).rename(root / "aside")
+        (root / split).mkdir()
+        (root / "aside").rename(root / split / name)
+
+    return change
+
+
 def emptied(name):
     return lambda root: [file.unlink() for file in (root / name).rglob("*.png")]
 
@@ -263,6 +272,11 @@ def flattened(name):
         (lambda root: [shutil.rmtree(root / split / "red") for split in SOUND], "has one class, blue, and needs two"),
         (moved("test/red", "test/green"), "/test has the class green, and train has not: add it there"),
         (moved("train/red", "elsewhere"), "/validation has the class red, and train has not"),
+        (
+            lambda root: [nested("train", "seg_train")(root), nested("test", "seg_test")(root)],
+            "move them up into .*/train",
+        ),
+        (nested("train", "train"), "/train/train holds the class folders blue, red: move them up into .*/train"),
         (linked("train/red/up", "train"), "train/red/up leads back to a folder that it is in: remove it"),
         (linked("train/red/up", "."), "leads back"),
         (linked("train/red/up", "/"), "leads back"),
