@@ -101,7 +101,7 @@ if __name__ == "__main__":
     parser.add_argument("--name", default=f"train-{datetime.now():%Y%m%d-%H%M%S}")
     parser.add_argument("--storage", default=os.path.expanduser("~/ray_results"))
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=torch.cuda.device_count() or 2)  # one for each GPU
     args = parser.parse_args()
 
     # Without a cluster: a Ray with one CPU for each worker, and two for the tasks that augment.
