@@ -250,7 +250,8 @@ print([result.metrics["training_iteration"] for result in results])
 
 def test_online_classifier_answers_while_another_lesson_searches(online, expected, tmp_path):
     """Two lessons share a Ray: lesson 13 searches in another process, and no answer is wrong meanwhile."""
-    environment = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONPATH": f"{settings.PROJECT}/tests"}
+    folders = os.pathsep.join(str(settings.PROJECT / name) for name in ("notebooks", "tests"))
+    environment = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONPATH": folders}
     how = {"capture_output": True, "text": True, "env": os.environ | environment, "cwd": settings.PROJECT}
     with ThreadPoolExecutor(1) as background:
         search = background.submit(subprocess.run, [sys.executable, "-c", SEARCH, str(tmp_path)], **how)
