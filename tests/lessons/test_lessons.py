@@ -110,6 +110,13 @@ def test_no_outputs_are_committed(lesson):
             assert not cell.outputs and cell.execution_count is None
 
 
+def test_lesson_is_stored_as_jupyterlab_stores_it(lesson):
+    """A line of text per line of the file: otherwise a change of a word shows as a change of the whole cell."""
+    stem, notebook = lesson
+    text = (settings.PROJECT / "notebooks" / f"{stem}.ipynb").read_text(encoding="utf-8")
+    assert text == nbformat.writes(notebook) + "\n"
+
+
 def test_lesson_has_its_sections(lesson):
     name, notebook = lesson
     text = "\n".join(sources(notebook, "markdown"))
