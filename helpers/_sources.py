@@ -287,17 +287,17 @@ def decode_file(file: io.BytesIO, size: int) -> np.ndarray:
     """Return the image in an open file as uint8 (size, size, 3); Pillow's errors when it is damaged."""
     with Image.open(file) as image:
         image.draft("RGB", (size, size))  # lets a JPEG be decoded at a fraction of its size
-        tags, is_deep = getattr(image, "tag_v2", {}), ";16" in str(image.tile) and image.mode in ("RGB", "RGBA", "LA")
+        tags, is_coloured = getattr(image, "tag_v2", {}), image.mode in ("RGB", "RGBA", "LA")
+        is_deep = is_coloured and image.format in ("PNG", "TIFF") and ";16" in str(image.tile)
         if tags.get(284) == 2 and tags.get(259, 1) == 1 and len(tags.get(258, ())) > 1 and max(tags[258]) > 8:
             raise OSError("colours of 16 bits in separate planes, which Pillow mixes up")
         image.load()
         if is_deep and 0 < max(high for _, high in image.convert("RGB").getextrema()) < 16:
             raise OSError("colours of 12 bits or less in 16, of which Pillow keeps 8")
         lacks_opacity = image.format in ("BMP", "CUR", "DDS", "DIB", "ICO", "TGA")  # room for it, which may be left 0
-        if end := ENDS.get(image.format):
-            whole = file.getvalue()
+        if image.format in ENDS and (whole := file.getvalue()).endswith(bytes(64)):
             last_scan = 0 if image.format == "PNG" else whole.rfind(b"\xff\xda")
-            if whole.endswith(bytes(64)) and end not in whole[last_scan:]:
+            if ENDS[image.format] not in whole[last_scan:]:
                 raise OSError("truncated, and filled up with zeros")
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
             image = _to_eight_bits(image)
