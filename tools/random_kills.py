@@ -12,6 +12,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -96,7 +97,9 @@ def start(name: str, victim: str | None, seed: int) -> subprocess.Popen:
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     environment |= {MARK: name, "TUTORIAL_SEED": str(seed)}
     command = [sys.executable, os.path.abspath(__file__), "train", name, str(victim)]
-    driver = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    errors = tempfile.TemporaryFile("w+", errors="replace")  # a pipe that nobody reads would stop the driver
+    driver = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
+    driver.errors = errors
     for line in driver.stdout:
         if line == "fit\n":
             break
@@ -158,7 +161,8 @@ def run(victim: str | None, moment: float, rng: random.Random) -> Outcome:
         assert not left, f"processes outlived their driver: {left}"
         driver = start(name, victim, seed)
         lines = driver.communicate(timeout=600)[0].splitlines()
-    assert driver.returncode == 0 and lines, f"the run ended with {driver.returncode}"
+    driver.errors.seek(0)
+    assert driver.returncode == 0 and lines, f"the run ended with {driver.returncode}:\n{driver.errors.read()[-4000:]}"
     end = json.loads(lines[-1])
     assert end["epochs"] == list(range(NUM_EPOCHS)), f"not every epoch once: {end['epochs']}"
     assert all(end["complete"]), f"an image was lost or repeated: {end['complete']}"
