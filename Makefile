@@ -1,10 +1,10 @@
-# Every target first makes .venv if it is missing or older than pyproject.toml or constraints.txt.
+# What needs .venv first makes it if it is missing or older than pyproject.toml or constraints.txt.
 
 PYTHON ?= python3
 # TORCH=cpu installs PyTorch's CPU build, without the CUDA libraries.
 TORCH ?=
 CPU_INDEX := https://download.pytorch.org/whl/cpu
-# WHEELS=folder installs from a kit's wheels, without network. In a kit they are found by themselves.
+# WHEELS=folder installs from a kit's wheels, without network. In a kit they are found automatically.
 WHEELS ?= $(if $(wildcard ../START.md),$(wildcard ../wheels))
 override WHEELS := $(patsubst ~/%,$(HOME)/%,$(WHEELS))
 LAPTOP = $$($(PYTHON) -c 'from platform import *; print("-".join([system(), machine(), python_version()]).lower().rpartition(".")[0])')
@@ -13,6 +13,8 @@ KIT ?= kit
 FOR ?=
 # make cluster-test: which files, and options for pytest.
 ONLY ?= tests/cluster
+# make test: which files, and options for pytest; all by default.
+TESTS ?=
 
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -65,7 +67,7 @@ lab: $(STAMP)
 site: $(STAMP)
 	@$(BIN)/python tools/build_site.py
 test: $(STAMP)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(TESTS)
 cluster-test: $(STAMP)
 	@$(BIN)/python -m pytest $(ONLY)
 bench: $(STAMP)

@@ -1,7 +1,8 @@
-"""THE ONLY file that names anything undocumented in Ray: open it when a new release of Ray breaks something.
+"""THE ONLY file that imports anything private of Ray: open it when a new release of Ray breaks something.
 
-Each function says why it is needed, the upstream issue, what is lost without it, and when to delete it. Private modules
-are imported inside the functions, and `@optional` lets no failure reach a lesson, which then runs slower or says more.
+Each function that does says why it is needed, the upstream issue, what is lost without it, and when to delete it.
+Private modules are imported inside the functions, and `@optional` lets no failure reach a lesson, which then runs
+slower or says more.
 """
 
 import contextlib

@@ -110,7 +110,7 @@ def cifar10_archive(cfg: Settings) -> str:
     root = cfg.storage if "://" not in cfg.storage else str(DEFAULT_STORAGE)
     archive = Path(cfg.cifar10_archive or Path(root, "data", CIFAR10.filename))
     if not archive.exists():
-        print(f"Downloading CIFAR-10 (162 MB) to {archive}; an archive that you have can go there instead.")
+        print(f"Downloading CIFAR-10 (170 MB) to {archive}; an archive that you have can go there instead.")
         archive.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=archive.parent) as beside:
             try:

@@ -108,8 +108,9 @@ def actor_pool(cfg: settings.Settings | None = None) -> tuple[int, dict]:
 
 
 def worker_counts() -> list[int]:
-    """Return the numbers of training workers to compare: one, and one per GPU or, without GPUs, at least two."""
-    return sorted({1, int(ray.cluster_resources().get("GPU", 0)) or max(2, scaling_config().num_workers)})
+    """Return the numbers of training workers to compare: one, and what `scaling_config` takes, or two without GPUs."""
+    scaling = scaling_config()
+    return sorted({1, scaling.num_workers if scaling.use_gpu else max(2, scaling.num_workers)})
 
 
 def require_resources(scaling, seconds: float = 10) -> None:
@@ -197,7 +198,7 @@ def _ask_machines(question: Callable, seconds: float = 30) -> dict:
 
 @contextlib.contextmanager
 def suppress_ray_logs():
-    """Keep what Ray writes while it starts or stops out of the notebook, unless the learner chose `logs="verbose"`."""
+    """Keep what Ray logs or writes to stderr out of the notebook, unless the learner chose `logs="verbose"`."""
     verbose = settings.load().logs == "verbose"
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.ERROR)

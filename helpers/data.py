@@ -59,22 +59,16 @@ def prepare(cfg: settings.Settings | None = None) -> str:
     if listing:  # the name changes when the images do
         content = repr((settings.hide_secret(cfg.data), cfg.image_size, cfg.seed, cfg.on_bad_image, listing))
         name = f"{cfg.data_name[:60]}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
-    final = cfg.path("data", name)
-    filesystem, path = pyarrow.fs.FileSystem.from_uri(final)
+    final, partial = cfg.path("data", name), cfg.path("data", f"{name}.partial-{uuid.uuid4().hex[:8]}")
     if is_complete(final):
         return final
     print(f"Preparing {cfg.data_name} as Parquet in {settings.hide_secret(final)} …", *notes, sep="\n")
-    local = isinstance(filesystem, pyarrow.fs.LocalFileSystem)
-    beside = f"{path}.partial-{uuid.uuid4().hex[:8]}" if local else final
     try:
-        _delete(beside)
-        _write(cfg, listing, beside)
-        if local and not is_complete(final):  # else another notebook was quicker
-            shutil.rmtree(path, ignore_errors=True)  # remains of something that was never whole
-            os.rename(beside, path)
+        _write(cfg, listing, partial)
+        if not is_complete(final):  # else another notebook was quicker
+            _move(partial, final)
     finally:
-        if local or not is_complete(final):
-            _delete(beside)
+        _delete(partial)
     return final
 
 
@@ -198,6 +192,21 @@ def _in_parallel(function: Callable, jobs: Iterable[tuple]) -> list:
     task = ray.remote(function)
     with ThreadPoolExecutor(at_a_time) as threads:  # each waits for one task at a time
         return list(threads.map(lambda job: ray.get(task.remote(*job)), jobs))
+
+
+def _move(source: str, target: str) -> None:
+    """Rename a folder, or move the files of a bucket that begin with its name, and `_SUCCESS` last."""
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(source)
+    target = pyarrow.fs.FileSystem.from_uri(target)[1]
+    if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
+        shutil.rmtree(target, ignore_errors=True)  # remains of something that was never whole
+        os.rename(path, target)
+        return
+    found = filesystem.get_file_info(pyarrow.fs.FileSelector(path, recursive=True))
+    for split in SPLITS:
+        filesystem.create_dir(f"{target}/{split}")
+    for file in sorted((file for file in found if file.is_file), key=lambda file: file.base_name == "_SUCCESS"):
+        filesystem.move(file.path, target + file.path.removeprefix(path))
 
 
 def _delete(folder: str) -> None:

@@ -72,7 +72,8 @@ def steps_in_checkpoint() -> int:
     if checkpoint is None:
         return 0
     with checkpoint.as_directory() as folder:
-        return torch.load(os.path.join(folder, "state.pt"), weights_only=True)["scheduler"]["last_epoch"]
+        state = torch.load(os.path.join(folder, "state.pt"), map_location="cpu", weights_only=True)
+        return state["scheduler"]["last_epoch"]
 
 
 def build_short_run_config(name: str, max_failures: int) -> RunConfig:

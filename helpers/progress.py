@@ -15,7 +15,7 @@ class ReportWriter(UserCallback):
     """Writes each report as a small JSON file into the run's folder; runs in Ray Train's controller process."""
 
     def after_report(self, run_context, metrics, checkpoint):
-        """Write rank 0's metrics as `<storage_path>/<name>/reports/<n>.json`."""
+        """Write rank 0's metrics as `<storage_path>/<name>/reports/<time in seconds>.json`."""
         filesystem, path = reports_folder(run_context.run_config)
         filesystem.create_dir(path)
         with filesystem.open_output_stream(f"{path}/{time.time():.3f}.json") as stream:
@@ -36,7 +36,8 @@ def show_progress(trainer):
     try:
         yield display
     except SystemExit:  # what `fit()` makes of an interrupt
-        raise KeyboardInterrupt("training was stopped; run the cell again to start a new run") from None
+        what = "training was stopped; for a new run, run the lesson again from the cell that builds the trainer"
+        raise KeyboardInterrupt(what) from None
     finally:
         display.stop()
         if previous is not None:
@@ -67,7 +68,8 @@ class _Display:
     def stop(self):
         self.done.set()
         self.thread.join()
-        self._read()
+        with contextlib.suppress(OSError, ValueError):  # or it would take the place of what `fit()` raised
+            self._read()
         self._draw(f"fit() took {time.monotonic() - self.start:.0f} s in total")
 
     def _watch(self):

@@ -31,8 +31,8 @@ def check_batch_size(cfg: settings.Settings, num_workers: int, num_images: int) 
         batch_size = per_worker * num_workers
         if batch_size != cfg.batch_size:
             print(f"Batch size {batch_size} instead of {cfg.batch_size}: workers {num_workers}, images {num_images:,}.")
-    if batch_size % num_workers:
-        what = f"A global batch of {batch_size} images can't be shared evenly by {num_workers} workers"
+    if batch_size % num_workers or batch_size < 2 * num_workers:
+        what = f"A global batch of {batch_size} images can't be shared evenly by {num_workers} workers, 2 or more each"
         raise ValueError(f"{what}: set TUTORIAL_BATCH_SIZE to {per_worker * num_workers}.")
     if batch_size // num_workers > num_images // num_workers:
         what = f"{num_images} training images do not fill one batch of {batch_size}"

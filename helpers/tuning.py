@@ -45,7 +45,8 @@ class PrintReports(tune.Callback):
 
     def _print(self, trial, text: str):
         config = trial.config.get("entry", trial.config)
-        values = "  ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in config.items())
+        numbers = {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in config.items()}
+        values = "  ".join(f"{name.replace('_', ' ')} {value}" for name, value in numbers.items())
         print(f"{time.monotonic() - self.start:4.0f} s  trial {_number(trial):>2}  {text}  ({values})")
 
 

@@ -186,6 +186,25 @@ def test_data_in_a_bucket_count_once_they_are_whole(bucket, monkeypatch):
     assert len(read(bucket / "storage/data/digits", "train")[0]) == 1260
 
 
+def test_a_notebook_that_is_interrupted_takes_no_image_from_another_one_in_the_same_bucket(bucket, monkeypatch):
+    storage = settings.Settings(storage="s3://bucket/storage")
+    original, calls = data.write_split, []
+
+    def while_another_notebook_begins(table, *arguments, **options):
+        original(table, *arguments, **options)
+        calls.append(len(table))
+        if len(calls) == 1:  # the first split is written, and another notebook prepares the same data
+            with pytest.raises(KeyboardInterrupt):
+                data.prepare(storage)
+        elif len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(data, "write_split", while_another_notebook_begins)
+    data.prepare(storage)
+    assert len(calls) > 2 and leftovers(bucket) == ["digits"]
+    assert [len(read(bucket / "storage/data/digits", split)[0]) for split in data.SPLITS] == [1260, 180, 357]
+
+
 @pytest.mark.usefixtures("shared_ray")
 def test_data_and_storage_may_both_be_uris(tmp_path, image_folder):
     cfg = settings.Settings(data=f"file://{image_folder}", storage=f"file://{tmp_path}/storage")

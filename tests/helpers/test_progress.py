@@ -35,7 +35,7 @@ def test_show_progress_marks_epochs_of_a_dead_driver(trainer, capsys):
 
 
 def test_show_progress_interrupted_says_what_to_do(trainer):
-    with pytest.raises(KeyboardInterrupt, match="run the cell again"), show_progress(trainer):
+    with pytest.raises(KeyboardInterrupt, match="run the lesson again from the cell"), show_progress(trainer):
         raise SystemExit(1)
 
 

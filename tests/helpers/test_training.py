@@ -153,7 +153,8 @@ def test_fit_resumed_with_dropout_ends_as_if_undisturbed(cfg, monkeypatch):
 @pytest.mark.parametrize(
     ("batch_size", "workers", "says"),
     [
-        (33, 2, "33 images can't be shared evenly by 2 workers: set TUTORIAL_BATCH_SIZE to 32"),
+        (33, 2, "33 images can't be shared evenly by 2 workers, 2 or more each: set TUTORIAL_BATCH_SIZE to 32"),
+        (2, 2, "2 images can't be shared evenly by 2 workers, 2 or more each: set TUTORIAL_BATCH_SIZE to 4"),
         (1024, 2, "320 training images do not fill one batch of 1024"),
     ],
 )
@@ -173,7 +174,7 @@ def test_check_batch_size_adjusts_the_default_and_says_so(workers, images, expec
 
 def test_check_batch_size_keeps_64_when_the_learner_chose_it(monkeypatch):
     monkeypatch.setenv("TUTORIAL_BATCH_SIZE", "64")
-    with pytest.raises(ValueError, match="64 images can't be shared .* by 3 workers: set TUTORIAL_BATCH_SIZE to 63"):
+    with pytest.raises(ValueError, match="64 images can't be shared .* by 3 workers, .*: set .*_BATCH_SIZE to 63"):
         check_batch_size(settings.load(), 3, 1257)
 
 

@@ -10,7 +10,7 @@ import pytest
 from ray.exceptions import AuthenticationError
 from ray.train import ScalingConfig
 
-from helpers import _sources, cluster, data, settings, trainer, tuning
+from helpers import _sources, cluster, data, serving, settings, trainer, tuning
 from support import NOTEBOOKS
 
 PAGE = (NOTEBOOKS / "TROUBLESHOOTING.md").read_text(encoding="utf-8")
@@ -33,6 +33,10 @@ def too_long_a_path(cfg, folder, monkeypatch):
 
     monkeypatch.setattr(cluster.ray, "init", refuse)  # Ray runs already, and starts only once in a process
     cluster._start()
+
+
+def no_address_here(cfg, folder, monkeypatch):
+    serving.address("an-application-of-nobody")
 
 
 def too_many_workers(cfg, folder, monkeypatch):
@@ -208,6 +212,7 @@ PROVOKED = {
     "wants a token, and this notebook has none or another": no_token,
     "The cluster runs Ray … and this notebook Ray": another_ray,
     "has torch … and this one": another_torch,
+    "No port of this machine leads to": no_address_here,
     "is not the whole archive": truncated_archive,
     "CIFAR-10 could not be downloaded": no_network,
     "The images in … can't be listed": a_bucket_that_is_not_there,
