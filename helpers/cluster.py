@@ -16,6 +16,7 @@ import joblib
 import pyarrow.fs
 import ray
 from ray.data import DataContext, ExecutionResources
+from ray.util import placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from helpers import _ray_internals, settings
@@ -127,13 +128,19 @@ def require_resources(scaling, seconds: float = 10) -> None:
     deadline = time.monotonic() + seconds
     while True:
         _ray_internals.remove_orphaned_placement_groups()
-        free = ray.available_resources()
-        scarce = [name for name, amount in scaling.total_resources.items() if amount > free.get(name, 0)]
+        free, needed = ray.available_resources(), dict(scaling.total_resources)
+        # What other trainings hold must leave a CPU to data tasks, or all of them might wait for each other.
+        groups = [group for group in placement_group_table().values() if group["state"] == "CREATED"]
+        held = sum(bundle.get("CPU", 0) for group in groups for bundle in group["bundles"].values())
+        if held and cpus - held < needed.get("CPU", 0) + 1:
+            free["CPU"], needed["CPU"] = cpus - held, needed.get("CPU", 0) + 1
+        scarce = [name for name, amount in needed.items() if amount > free.get(name, 0)]
         if not scarce:
             return
         if time.monotonic() > deadline:
-            needed, left = scaling.total_resources[scarce[0]], free.get(scarce[0], 0)
-            what = f"{workers} workers need {needed:g} {scarce[0]}, and only {left:g} are free"
+            tasks = " and the tasks that read their data" if needed != scaling.total_resources else ""
+            amount, left = needed[scarce[0]], free.get(scarce[0], 0)
+            what = f"{workers} workers{tasks} need {amount:g} {scarce[0]}, and only {left:g} are free"
             raise ClusterError(f"{what}: let the other lesson finish or shut down its kernel.")
         time.sleep(0.5)
 

@@ -29,29 +29,24 @@ class LocalCluster:
         if LocalCluster._running:  # a cell that was interrupted, or run twice
             LocalCluster._running.stop()
         cluster.disconnect()
+        self._cluster, self._joined, self._stopped = Cluster(shutdown_at_exit=True), [], threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._settings = contextlib.ExitStack()
         # `Cluster` announces its address in Ray's temporary folder. In a folder of its own, no other Ray waits for it.
         self._folder = make_folder()
-        self._settings = contextlib.ExitStack()
+        LocalCluster._running = self  # from here on, the next one stops what an interrupted start has left
         self._settings.enter_context(_ray_internals.environment({"RAY_TMPDIR": self._folder}))
         started_with = {**_ray_internals.QUICK_HEALTH_CHECKS, **_ray_internals.NO_DASHBOARD}
         with cluster.suppress_ray_logs(), _ray_internals.environment(started_with):
             _ray_internals.use_token(create=True)
-            self._cluster = Cluster(
-                initialize_head=True,
-                shutdown_at_exit=True,
-                head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES},
-            )
-            LocalCluster._running = self
+            self._cluster.add_node(num_cpus=0, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES)
             for _ in range(num_nodes):
                 self._cluster.add_node(num_cpus=NODE_CPUS, object_store_memory=OBJECT_STORE_BYTES)
-        self._joined = []
         self._settings.enter_context(_ray_internals.environment({"RAY_ADDRESS": self._cluster.address}))
         cluster.connect()
         context = ray.data.DataContext.get_current()
         self._settings.callback(setattr, context, "target_max_block_size", context.target_max_block_size)
         context.target_max_block_size = BLOCK_BYTES
-        self._stopped = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
 
     def add_node(self) -> None:
@@ -70,12 +65,12 @@ class LocalCluster:
     def stop(self) -> None:
         """Disconnect from the nodes and end them all; `cluster.connect()` then leads back to the usual Ray."""
         self._stopped.set()
-        self._watcher.join()
+        if self._watcher.is_alive():
+            self._watcher.join()
         cluster.disconnect()
         for command in self._joined:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                for process in [*psutil.Process(command.pid).children(recursive=True), command]:
-                    process.kill()
+            if command.poll() is None:
+                kill_node(psutil.Process(command.pid))
             command.wait()
         with cluster.suppress_ray_logs():
             self._cluster.shutdown()

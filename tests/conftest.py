@@ -71,7 +71,7 @@ def pytest_runtestloop(session):
     """End Ray after the last test, and fail when processes are left."""
     result = yield
     session.config.ray.close()
-    _, alive = psutil.wait_procs(ray_processes(), timeout=20)
+    _, alive = psutil.wait_procs(ray_processes(), timeout=60)
     if alive:
         pytest.exit(f"left running by the suite: {[process.name() for process in alive]}", returncode=1)
     return result

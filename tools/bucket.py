@@ -153,7 +153,10 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
             body = self.unframe(self.rfile)
         else:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            length = int(self.headers.get("Content-Length", 0))
+            body = self.rfile.read(length)
+            if len(body) < length:
+                raise ConnectionError("the client broke off")  # S3 keeps no part of an object
         if self.headers.get("x-amz-content-sha256", "").startswith("STREAMING-"):
             body = self.unframe(io.BytesIO(body))
         return body
@@ -162,8 +165,10 @@ class Handler(BaseHTTPRequestHandler):
     def unframe(stream) -> bytes:
         """Join chunks, each behind a line with its size in hexadecimal; leave out what follows the last."""
         chunks = []
-        while size := int(stream.readline().split(b";")[0], 16):
-            chunks.append(stream.read(size))
+        while size := int(stream.readline().split(b";")[0] or b"-1", 16):
+            chunks.append(stream.read(max(0, size)))
+            if len(chunks[-1]) != size:
+                raise ConnectionError("the client broke off")
             stream.readline()
         while stream.readline().strip():
             pass

@@ -130,7 +130,8 @@ def copy_series(folder: Path) -> None:
     if changed := _run([*git, "diff", "--name-only"], problem).split():
         print(f"Not in the kit, because git does not have them yet: your changes to {', '.join(changed)}.")
     cfg = settings.load()
-    archive = Path(cfg.cifar10_archive or settings.DEFAULT_STORAGE / "data" / ARCHIVE)
+    storage = settings.DEFAULT_STORAGE if "://" in cfg.storage else cfg.storage
+    archive = Path(cfg.cifar10_archive or Path(storage, "data", ARCHIVE))
     if archive.is_file():
         checked = _sources.cifar10_archive(replace(cfg, cifar10_archive=str(archive)))
         (folder / "storage" / "data").mkdir(parents=True)

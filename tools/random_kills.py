@@ -7,6 +7,7 @@ undisturbed runs: none far above them, and not higher as a whole (a one-sided Ma
 
 import contextlib
 import json
+import logging
 import os
 import random
 import signal
@@ -120,7 +121,7 @@ def latest_checkpoint(name: str) -> str:
     """Say in words what the latest checkpoint of the run `name` holds."""
     try:
         metrics = ray.train.Result.from_path(settings.load().path("runs", name)).metrics
-    except (RuntimeError, ValueError, OSError):  # there is none, or the list of checkpoints is just being written
+    except Exception:  # there is none, or the list of checkpoints is just being written
         return "no checkpoint"
     return f"checkpoint of epoch {metrics['epoch'] + 1}, step {metrics.get('step', 'last')}"
 
@@ -142,6 +143,17 @@ def kill(victim: str, name: str, driver: subprocess.Popen, rng: random.Random) -
     return False
 
 
+def output_of(driver: subprocess.Popen) -> list[str]:
+    """Wait for the end of a driver and return the lines it printed; end it and show its errors if it hangs."""
+    try:
+        return driver.communicate(timeout=600)[0].splitlines()
+    except BaseException:
+        driver.kill()
+        driver.errors.seek(0)
+        print(driver.errors.read()[-4000:], flush=True)
+        raise
+
+
 def run(victim: str | None, moment: float, rng: random.Random) -> Outcome:
     """Train, kill the victim `moment` seconds after `fit()` was called, resume if need be, and check the end."""
     name, seed = unique_run_name(), rng.randrange(10_000)  # weights and order of the images differ from run to run
@@ -154,13 +166,13 @@ def run(victim: str | None, moment: float, rng: random.Random) -> Outcome:
             driver.kill()  # or it would go on at the same time as what comes next
             raise
         stored = latest_checkpoint(name) if killed else "nothing was killed, the run was over"
-    lines = driver.communicate(timeout=600)[0].splitlines()
+    lines = output_of(driver)
     if killed and driver.returncode == (-signal.SIGKILL if victim == "driver" else NOT_RETRIED):
         stored += ", a new driver resumes"
         _, left = psutil.wait_procs(processes_of(name), timeout=60)
         assert not left, f"processes outlived their driver: {left}"
         driver = start(name, victim, seed)
-        lines = driver.communicate(timeout=600)[0].splitlines()
+        lines = output_of(driver)
     driver.errors.seek(0)
     assert driver.returncode == 0 and lines, f"the run ended with {driver.returncode}:\n{driver.errors.read()[-4000:]}"
     end = json.loads(lines[-1])
@@ -173,6 +185,7 @@ def run(victim: str | None, moment: float, rng: random.Random) -> Outcome:
 
 def main(count: int, first_seed: int) -> None:
     """Run undisturbed ten times for comparison, then `count` times with a kill; raise at the first wrong end."""
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it would tell of every list of checkpoints that is read
     undisturbed = [run(None, 0, random.Random(first_seed - n)) for n in range(1, 11)]
     losses = [outcome.loss for outcome in undisturbed]
     seconds, after_kills = min(outcome.seconds for outcome in undisturbed), []

@@ -63,6 +63,19 @@ def test_require_resources_leaves_a_cpu_for_data_tasks():
     cluster.require_resources(ScalingConfig(num_workers=cpus - 1))
 
 
+def test_require_resources_leaves_a_cpu_to_the_data_of_all_trainings():
+    cpus = int(ray.cluster_resources()["CPU"])
+    other_trainings = ray.util.placement_group([{"CPU": 1}] * (cpus - 2))
+    ray.get(other_trainings.ready())
+    try:
+        with pytest.raises(cluster.ClusterError, match="2 workers and the tasks .* need 3 CPU, and only 2 are free"):
+            cluster.require_resources(ScalingConfig(num_workers=2), seconds=1)
+        cluster.require_resources(ScalingConfig(num_workers=1))
+    finally:
+        ray.util.remove_placement_group(other_trainings)
+    cluster.require_resources(ScalingConfig(num_workers=2))
+
+
 def test_require_resources_names_those_in_use():
     @ray.remote(num_cpus=ray.cluster_resources()["CPU"])
     class Holder:

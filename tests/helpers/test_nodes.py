@@ -74,6 +74,31 @@ def start_two_local_clusters():
     return before, state(), len(first), capacity, ray.cluster_resources()
 
 
+def interrupt_a_start():
+    cluster.connect()
+    before, others = state(), ray_processes()
+    original = nodes.Cluster.add_node
+
+    def be_interrupted(self, **arguments):
+        if self.head_node:
+            raise KeyboardInterrupt
+        return original(self, **arguments)
+
+    nodes.Cluster.add_node = be_interrupted
+    with pytest.raises(KeyboardInterrupt):
+        nodes.LocalCluster(1)
+    nodes.Cluster.add_node = original
+    nodes.LocalCluster(1).stop()
+    wait_for(lambda: ray_processes() <= others, "processes of the interrupted start are still there")
+    cluster.connect()
+    return before, state()
+
+
+def test_local_cluster_starts_after_a_start_that_was_interrupted():
+    before, after = in_another_process(interrupt_a_start)
+    assert after == before
+
+
 def test_local_cluster_leaves_nothing_behind():
     before, after, first, inside, outside = in_another_process(start_two_local_clusters)
     assert first > 1, "the first cluster's processes were expected"

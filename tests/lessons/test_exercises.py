@@ -101,7 +101,9 @@ def test_brightness(answer, says):
     [
         (..., "Not done yet"),
         (lambda batch: None, "forget the return"),
-        (lambda batch: {"image": mean_grey(batch)["image"]}, "`label` got lost"),
+        (lambda batch: {"image": mean_grey(batch)["image"]}, "['label', 'row'] got lost"),
+        (lambda batch: {"image": mean_grey(batch)["image"], "label": batch["label"]}, "['row'] got lost"),
+        (lambda batch: mean_grey(batch)["image"], "Return a dict of columns, not array"),
         (lambda batch: {**batch, "image": batch["image"].mean(axis=-1)}, "repeat the grey value"),
         (lambda batch: {**batch, "image": batch["image"].mean(axis=-1, keepdims=True) + np.zeros(3)}, "stay uint8"),
         (dict, "did not turn grey"),
@@ -167,7 +169,8 @@ def test_top3_accuracy(shared_ray):
 def reading(**options):
     """An answer that reads batches of 32 rows with these options; a seed of "epoch" stands for the epoch's number."""
 
-    def batches(dataset, epoch):
+    def batches(dataset, epoch, blocks=False):
+        dataset = dataset.randomize_block_order(seed=epoch) if blocks else dataset
         seed = {"local_shuffle_seed": epoch} if options.get("local_shuffle_seed") == "epoch" else {}
         return dataset.iter_batches(**{"batch_size": 32, "drop_last": True, **options, **seed})
 
@@ -185,6 +188,7 @@ def reading(**options):
         (reading(local_shuffle_buffer_size=256, local_shuffle_seed=7), "depend on the epoch"),
         (reading(local_shuffle_buffer_size=2048, local_shuffle_seed="epoch"), "Use less buffer"),
         (reading(local_shuffle_buffer_size=256, local_shuffle_seed="epoch"), "Right"),
+        (functools.partial(reading(local_shuffle_buffer_size=256, local_shuffle_seed="epoch"), blocks=True), "Right"),
         (lambda dataset, epoch: dataset.limit(1024).iter_batches(batch_size=32), "each row once"),
     ],
 )
@@ -223,7 +227,8 @@ def test_scaling_config(answer, says):
         (lambda result: result.best_checkpoints[-1][0], "That is the latest checkpoint"),
         (lambda result: result.get_best_checkpoint("train_accuracy", "max"), "the best by another metric"),
         (lambda result: result.get_best_checkpoint("validation_loss", "min"), "the best by another metric"),
-        (lambda result: result.get_best_checkpoint("validation_accuracy", "min"), 'ask for mode="max"'),
+        (lambda result: result.get_best_checkpoint("validation_accuracy", "min"), 'with mode="max"'),
+        (lambda result: result.get_best_checkpoint("validation_loss", "max"), "go by validation_accuracy"),
         (lambda result: result.get_best_checkpoint("accuracy", "max"), "Your answer raised"),
         (lambda result: result.get_best_checkpoint("validation_accuracy", "max"), "Right"),
     ],
@@ -232,15 +237,15 @@ def test_best_checkpoint(answer, says):
     assert says in exercises.check_best_checkpoint(answer)
 
 
-def reports(config, ranks=(0, 1), attach=(0,)):
-    """A train loop in which `ranks` report, and those in `attach` with a checkpoint."""
+def reports(config, ranks=(0, 1), attach=(0,), create=()):
+    """A train loop in which `ranks` report, those in `attach` with a checkpoint; those in `create` only make one."""
     rank = ray.train.get_context().get_world_rank()
     for epoch in range(config["num_epochs"]):
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "epoch.txt").write_text(str(epoch))
-            checkpoint = Checkpoint.from_directory(folder) if rank in attach else None
+            checkpoint = Checkpoint.from_directory(folder) if rank in {*attach, *create} else None
             if rank in ranks:
-                ray.train.report({"epoch": epoch}, checkpoint=checkpoint)
+                ray.train.report({"epoch": epoch}, checkpoint=checkpoint if rank in attach else None)
 
 
 @pytest.mark.parametrize(
@@ -252,6 +257,7 @@ def reports(config, ranks=(0, 1), attach=(0,)):
         (lambda config: reports(config, attach=()), "Expected two checkpoints"),
         (lambda config: reports(config, attach=(0, 1)), "Rank 1 attached a checkpoint"),
         (lambda config: reports(config), "Right"),
+        (lambda config: reports(config, create=(0, 1)), "Right"),
     ],
 )
 def test_reports(shared_ray, answer, says):
@@ -269,6 +275,7 @@ def is_due_by_own_clock(last, interval):
         (True, "Expected a function, not True"),
         (is_due_by_own_clock, "The clocks differ, and so do the workers"),
         (lambda last, interval: True, "after 0 s not"),
+        (lambda last, interval: True if torch.distributed.get_rank() == 0 else None, "on every worker, not [None]"),
         (lambda last, interval: broadcast_from_rank_zero(is_due_by_own_clock(last, interval)), "Right"),
     ],
 )
@@ -293,6 +300,10 @@ def elastic(fewest, most, **options):
         (
             lambda gpus, fewest, most: elastic(gpus * fewest, gpus * most, elastic_resize_monitor_interval_s=60),
             "Every 60 s is not every 30 s",
+        ),
+        (
+            lambda gpus, fewest, most: elastic(gpus * fewest, gpus * most, resources_per_worker={"GPU": gpus}),
+            "A worker takes one GPU, not 4",
         ),
         (lambda gpus, fewest, most: elastic(gpus * fewest, gpus * most), "Right: 8 to 32 workers"),
     ],
@@ -376,7 +387,6 @@ RIGHT = {"max_batch_size": 8, "batch_wait_timeout_s": 0.05}
         (lambda: deployed(lambda images: [image.mean() for image in images], **RIGHT), 'with a dict "mean", "batch"'),
         (lambda: deployed(lambda images: per_image(images[::-1]), **RIGHT), "don't belong to the images"),
         (lambda: deployed(per_image, batch_wait_timeout_s=0.05), "up to 10: set max_batch_size=8"),
-        (lambda: deployed(per_image, max_batch_size=8, batch_wait_timeout_s=3), "took 3 s or more: set batch_wait"),
         (lambda: deployed(per_image, max_batch_size=8, batch_wait_timeout_s=50), "took 15 s or more: set batch_wait"),
         (lambda: deployed(per_image, **RIGHT), "Right: 20 images"),
     ],
@@ -431,6 +441,17 @@ def retry(client, entrypoint, attempts, waits=True, again=("FAILED",), limited=T
     return status
 
 
+def retry_by_names(client, entrypoint, attempts, ends=("SUCCEEDED", "FAILED")):
+    """Name the ends and the parameter, as in Ray's documentation; by default one of the ends is missing."""
+    for _ in range(attempts):
+        job = client.submit_job(entrypoint=entrypoint)
+        while (status := client.get_job_status(job_id=job)) not in ends:
+            pass
+        if status != "FAILED":
+            break
+    return status
+
+
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
@@ -444,6 +465,8 @@ def retry(client, entrypoint, attempts, waits=True, again=("FAILED",), limited=T
         (lambda client, entrypoint, attempts: retry(client, entrypoint, attempts + 1), "With 2 attempts, 3 jobs"),
         (functools.partial(retry, again=("FAILED", "STOPPED")), "look for FAILED"),
         (lambda client: client.submit_job(), "Your answer raised TypeError"),
+        (retry_by_names, "you still wait for a job that has ended"),
+        (functools.partial(retry_by_names, ends=("SUCCEEDED", "FAILED", "STOPPED")), "Right: a failed job"),
         (retry, "Right: a failed job"),
     ],
 )

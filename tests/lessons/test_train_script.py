@@ -24,7 +24,7 @@ def start(storage, log):
 
 def latest_checkpoint(storage):
     """The run's latest checkpoint as a new process would find it, or None."""
-    with contextlib.suppress(RuntimeError):  # there is no such run yet
+    with contextlib.suppress(Exception):  # there is no such run yet, or its list is just being written
         return Result.from_path(storage / "killed").checkpoint
 
 

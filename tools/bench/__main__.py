@@ -138,8 +138,10 @@ def online_programs(figures: dict, options, scratch: str, first: bool) -> None:
 
 def cluster_programs(figures: dict, options, scratch: str, first: bool) -> None:
     """Train with three workers on three hosts, which are namespaces, and on one: the same cores do all the work."""
-    from hosts import HEAD, Hosts
+    from hosts import HEAD, Hosts, unavailable
 
+    if reason := unavailable():
+        raise SystemExit(f"--cluster can't be measured here: {reason}.")
     arguments = {"images": options.images, "epochs": options.epochs, "batch": 63, "workers": 3}
     command = [sys.executable, HERE / "__main__.py", "--program", "ray_pipeline.fit", json.dumps(arguments)]
     for count in (3, 1):

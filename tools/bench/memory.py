@@ -19,7 +19,8 @@ def resident() -> float:
 
 def peak() -> float:
     """The most that this process has held so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def spilled() -> float:
@@ -51,7 +52,8 @@ class Watch:
             for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
                 with contextlib.suppress(psutil.Error):  # it has just ended
                     used = process.memory_info()
-                    held += used.rss - used.shared
+                    shared = getattr(used, "shared", 0)  # macOS does not tell
+                    held += used.rss - shared
                     if process.name() == "raylet":  # the object store is its shared memory
-                        held += used.shared
+                        held += shared
             self.most = max(self.most, held / 1e6)

@@ -18,7 +18,8 @@ def write(rounds: list[dict], options: dict, folder) -> None:
     lines = [
         "# Measured",
         "",
-        f"{options['images']:,} images, {options['epochs']} epochs, batch 64, in one run; rounds: {len(rounds)}.",
+        f"{options['images']:,} images, {options['epochs']} epochs, batch {63 if options.get('cluster') else 64}, "
+        f"in one run; rounds: {len(rounds)}.",
         "The median, and the smallest and largest in brackets.",
         "",
         "| what | ratio or figure |",
