@@ -39,6 +39,16 @@ def test_show_progress_interrupted_says_what_to_do(trainer):
         raise SystemExit(1)
 
 
+def test_show_progress_passes_on_what_fit_raised_also_when_the_reports_can_not_be_read(trainer):
+    with pytest.raises(RuntimeError, match="of fit()"), show_progress(trainer) as display:
+        filesystem, folder = progress.reports_folder(trainer.run_config)
+        filesystem.create_dir(folder)
+        with filesystem.open_output_stream(f"{folder}/1.000.json") as stream:
+            stream.write(b'{"epoch": 0, "validation_acc')
+        raise RuntimeError("of fit()")
+    assert not display.thread.is_alive()
+
+
 def test_show_progress_waits_for_a_report_that_is_half_written(trainer, capsys):
     filesystem, folder = progress.reports_folder(trainer.run_config)
     filesystem.create_dir(folder)

@@ -92,7 +92,9 @@ def test_search_leaves_no_process_that_holds_a_cpu(results):
 
 def test_print_reports_keeps_reports_in_order_and_says_how_each_trial_ended(capsys):
     log = tuning.PrintReports(epochs=3)
-    ids = [SimpleNamespace(trial_id=f"x_{number:05d}", config={"batch_size": 8}) for number in range(2)]
+    ids = [
+        SimpleNamespace(trial_id=f"x_{number:05d}", config={"batch_size": 8, "optimizer": "sgd"}) for number in range(2)
+    ]
     for number, epoch in ((1, 1), (0, 1), (0, 2)):
         ids[number].last_result = {"training_iteration": epoch, "validation_accuracy": 0.5}
         log.on_trial_result(ids[number], ids[number].last_result)
@@ -100,7 +102,11 @@ def test_print_reports_keeps_reports_in_order_and_says_how_each_trial_ended(caps
     for trial in ids:
         log.on_trial_complete(trial)
     first, second = capsys.readouterr().out.splitlines()
-    assert "trial  1  finished " in first and "trial  2  stopped after epoch 1" in second and "batch size 8" in second
+    assert (
+        "trial  1  finished " in first
+        and "trial  2  stopped after epoch 1" in second
+        and "batch size 8  optimizer sgd" in second
+    )
     assert [(report["trial"], report["epoch"]) for report in log.reports] == [(2, 1), (1, 1), (1, 2)]
 
 
