@@ -1,4 +1,4 @@
-"""THE ONLY file that imports anything private of Ray: open it when a new release of Ray breaks something.
+"""THE ONLY file that imports anything private from Ray: open it when a new release of Ray breaks something.
 
 Each function that does says why it is needed, the upstream issue, what is lost without it, and when to delete it.
 Private modules are imported inside the functions, and `@optional` lets no failure reach a lesson, which then runs

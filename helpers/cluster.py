@@ -109,8 +109,9 @@ def actor_pool(cfg: settings.Settings | None = None) -> tuple[int, dict]:
 
 
 def worker_counts() -> list[int]:
-    """Return the numbers of training workers to compare: one, and what `scaling_config` takes, or two without GPUs."""
+    """Return the numbers of workers to compare: 1, and that of `scaling_config`, or 2; or raise ClusterError."""
     scaling = scaling_config()
+    require_resources(scaling)
     return sorted({1, scaling.num_workers if scaling.use_gpu else max(2, scaling.num_workers)})
 
 

@@ -195,7 +195,7 @@ def _in_parallel(function: Callable, jobs: Iterable[tuple]) -> list:
 
 
 def _move(source: str, target: str) -> None:
-    """Rename a folder, or move the files of a bucket that begin with its name, and `_SUCCESS` last."""
+    """Rename a folder, or copy the files of a bucket that begin with its name, and `_SUCCESS` last."""
     filesystem, path = pyarrow.fs.FileSystem.from_uri(source)
     target = pyarrow.fs.FileSystem.from_uri(target)[1]
     if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
@@ -206,7 +206,7 @@ def _move(source: str, target: str) -> None:
     for split in SPLITS:
         filesystem.create_dir(f"{target}/{split}")
     for file in sorted((file for file in found if file.is_file), key=lambda file: file.base_name == "_SUCCESS"):
-        filesystem.move(file.path, target + file.path.removeprefix(path))
+        filesystem.copy_file(file.path, target + file.path.removeprefix(path))
 
 
 def _delete(folder: str) -> None:

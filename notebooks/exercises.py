@@ -57,13 +57,14 @@ def _on_two_workers(function, **config) -> list:
         return by_rank
 
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = "10"  # a worker that waits alone fails instead of hanging
-    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}  # where the folder is
+    node = next(node for node in ray.nodes() if node["NodeID"] == ray.get_runtime_context().get_node_id())
+    here = {"ray.io/node-id": node["NodeID"]} if node["Resources"].get("CPU") else None  # where the folder is
     try:
         with tempfile.TemporaryDirectory() as folder:
             trainer = TorchTrainer(
                 train_loop,
                 train_loop_config=config,
-                scaling_config=ScalingConfig(num_workers=2, label_selector=here),
+                scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.1}, label_selector=here),
                 run_config=RunConfig(storage_path=folder),
                 torch_config=TorchConfig(timeout_s=30),
             )
@@ -216,10 +217,7 @@ def check_batches(answer):
     yield rows[0] != rows[1], "The same epoch should have the same order again: set local_shuffle_seed."
     yield rows[0] == rows[2], "Epochs 0 and 1 have the same order: let local_shuffle_seed depend on the epoch."
     blocks = {row // 128 for row in rows[0][:32]}
-    yield (
-        len(blocks) > 7,
-        f"The first batch has rows of {len(blocks)} of 16 blocks: it waited for all of them",
-    )
+    yield len(blocks) > 7, f"The first batch waited for {len(blocks)} of 16 blocks, or more. Use less buffer."
     yield True, "Right: each epoch has its own order, and the first batch waits for a few blocks only."
 
 
@@ -235,6 +233,8 @@ def check_reports(answer):
             return report_it(metrics, checkpoint, *others, **options)
 
         ray.train.report = note
+        names = getattr(answer, "__globals__", {})
+        names.update({name: note for name, value in names.items() if value is report_it})  # if imported by its name
         answer(config)
         kept = ray.train.get_all_reported_checkpoints()
         files = [Path(one.checkpoint.path, "epoch.txt") for one in kept]
@@ -259,7 +259,7 @@ def check_is_due(answer):
 
     first, second = _on_two_workers(call)
     others = [value for value in first + second if type(value) is not bool]
-    yield others, f"Return True or False on every worker, not {short(others[:1])}."
+    yield others, f"Return True or False on every worker, not {short(next(iter(others), None))}."
     yield first != second, f"The clocks differ, and so do the workers: {first} and {second}. Let rank 0 decide for all."
     yield first == [age > 3 for age, _ in ages], "Right: both workers return what rank 0's clock says."
     yield True, f"With an interval of 3 s, {ages[0][0]} s after the last checkpoint it is due, after 0 s not: {first}."
@@ -394,9 +394,10 @@ def check_retries(answer):
 
         def look(job_id):
             asked[job_id] += 1
+            status = next(jobs[job_id], ends[min(job_id, len(ends) - 1)])
             if asked[job_id] > 50:
-                raise TimeoutError("you still wait for a job that has ended: STOPPED is an end, too")
-            return JobStatus(next(jobs[job_id], ends[min(job_id, len(ends) - 1)]))
+                raise TimeoutError(f"you still wait for a job that has {status}, which is an end")
+            return JobStatus(status)
 
         return answer(SimpleNamespace(submit_job=submit, get_job_status=look), "python train.py", attempts), len(jobs)
 

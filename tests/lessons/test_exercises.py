@@ -275,7 +275,7 @@ def is_due_by_own_clock(last, interval):
         (True, "Expected a function, not True"),
         (is_due_by_own_clock, "The clocks differ, and so do the workers"),
         (lambda last, interval: True, "after 0 s not"),
-        (lambda last, interval: True if torch.distributed.get_rank() == 0 else None, "on every worker, not [None]"),
+        (lambda last, interval: True if torch.distributed.get_rank() == 0 else None, "on every worker, not None"),
         (lambda last, interval: broadcast_from_rank_zero(is_due_by_own_clock(last, interval)), "Right"),
     ],
 )
@@ -465,7 +465,7 @@ def retry_by_names(client, entrypoint, attempts, ends=("SUCCEEDED", "FAILED")):
         (lambda client, entrypoint, attempts: retry(client, entrypoint, attempts + 1), "With 2 attempts, 3 jobs"),
         (functools.partial(retry, again=("FAILED", "STOPPED")), "look for FAILED"),
         (lambda client: client.submit_job(), "Your answer raised TypeError"),
-        (retry_by_names, "you still wait for a job that has ended"),
+        (retry_by_names, "you still wait for a job that has STOPPED"),
         (functools.partial(retry_by_names, ends=("SUCCEEDED", "FAILED", "STOPPED")), "Right: a failed job"),
         (retry, "Right: a failed job"),
     ],
