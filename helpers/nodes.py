@@ -35,7 +35,10 @@ class LocalCluster:
         # `Cluster` announces its address in Ray's temporary folder. In a folder of its own, no other Ray waits for it.
         self._folder = make_folder()
         LocalCluster._running = self  # from here on, the next one stops what an interrupted start has left
-        self._settings.enter_context(_ray_internals.environment({"RAY_TMPDIR": self._folder}))
+        # All nodes compute on the cores of this machine, so their workers use fewer threads than they have CPUs.
+        threads = str(max(1, cluster.cores() // 4))
+        here = {"RAY_TMPDIR": self._folder, "OMP_NUM_THREADS": threads}
+        self._settings.enter_context(_ray_internals.environment(here))
         started_with = {**_ray_internals.QUICK_HEALTH_CHECKS, **_ray_internals.NO_DASHBOARD}
         with cluster.suppress_ray_logs(), _ray_internals.environment(started_with):
             _ray_internals.use_token(create=True)
