@@ -33,7 +33,7 @@ def connect(**variables):
 
 def test_scaling_config_trains_with_two_workers_and_leaves_cpus_for_data():
     scaling = cluster.scaling_config(settings.Settings())
-    assert scaling.num_workers == 2
+    assert scaling.num_workers == (int(ray.cluster_resources().get("GPU", 0)) or 2)
     assert scaling.total_resources["CPU"] < ray.cluster_resources()["CPU"]
 
 
@@ -52,8 +52,9 @@ def test_scaling_config_on_a_cluster_gives_each_machine_a_worker(monkeypatch):
 
 
 def test_require_resources_refuses_more_than_there_is():
-    with pytest.raises(cluster.ClusterError, match="2 workers need 2 GPU, and this Ray has 0: set TUTORIAL_WORKERS"):
-        cluster.require_resources(ScalingConfig(num_workers=2, use_gpu=True), seconds=600)
+    many = ScalingConfig(num_workers=1000, use_gpu=True, resources_per_worker={"CPU": 0, "GPU": 1})
+    with pytest.raises(cluster.ClusterError, match=r"1000 workers need 1000 GPU, and this Ray has \d+: set TUTORIAL_W"):
+        cluster.require_resources(many, seconds=600)
 
 
 def test_require_resources_leaves_a_cpu_for_data_tasks():

@@ -1,5 +1,6 @@
 """Ray's undocumented parts stay in one file, and no lesson misses them where they are gone."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -76,8 +77,11 @@ def test_prestart_workers_starts_the_processes_that_were_asked_for():
     with subprocess.Popen(command, stdin=subprocess.PIPE, env=alone) as notebook:
 
         def waiting():
-            children = psutil.Process(notebook.pid).children(recursive=True)
-            return sum("ray::IDLE" in " ".join(process.cmdline()[:2]) for process in children)
+            found = 0
+            for process in psutil.Process(notebook.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+                    found += "ray::IDLE" in " ".join(process.cmdline()[:2])
+            return found
 
         wait_for(lambda: waiting() >= _ray_internals.DATA_WORKERS, "no process was started ahead of time")
         notebook.communicate(b"\n")
