@@ -11,7 +11,7 @@ training        03  the loop that every worker runs, and its checkpoint
 data_config     04  which worker reads what
 trainer         04  the parts of the TorchTrainer, and the trainer
 progress        05  one line per epoch while `fit()` runs
-evaluation      05  the checkpoint loaded back, and its predictions
+evaluation      05  the checkpoint loaded back, and its test accuracy kept
 faults          07  a step log, workers killed on purpose, a short run
 mid_epoch       08  checkpoints inside an epoch, each image once
 nodes           09  several Ray nodes on one machine

@@ -1,4 +1,4 @@
-"""A trained checkpoint back in memory, its predictions, and the record that is kept of its test accuracy."""
+"""A trained checkpoint back in memory, images decoded for it, and the record that is kept of its test accuracy."""
 
 import io
 import json
@@ -6,13 +6,11 @@ import os
 
 import numpy as np
 import pyarrow.fs
-import ray.data
 import ray.train
 import torch
 
 from helpers import _sources, data, settings
 from helpers.model import build_model
-from helpers.preprocessing import normalize_images
 
 
 def load_model(checkpoint: ray.train.Checkpoint) -> tuple[torch.nn.Module, dict]:
@@ -22,17 +20,6 @@ def load_model(checkpoint: ray.train.Checkpoint) -> tuple[torch.nn.Module, dict]
     model = build_model(state["config"]["num_classes"], state["config"]["image_size"])
     model.load_state_dict(state["model"])
     return model.eval(), state["config"]
-
-
-@torch.no_grad()
-def predict(model: torch.nn.Module, config: dict, dataset: ray.data.Dataset) -> dict[str, np.ndarray]:
-    """Return `image` uint8 (count, height, width, 3), `label` int64 (count,), `probability` float32 (count, class)."""
-    parts = []
-    for batch in dataset.iter_torch_batches(batch_size=256):
-        logits = model(normalize_images(batch["image"], config["mean"], config["std"]))
-        parts.append((batch["image"].numpy(), batch["label"].numpy(), logits.softmax(dim=1).numpy()))
-    columns = map(np.concatenate, zip(*parts, strict=True))
-    return dict(zip(("image", "label", "probability"), columns, strict=True))
 
 
 def decode_image(content: bytes, size: int) -> np.ndarray:
@@ -75,15 +62,16 @@ def trained_checkpoint(cfg: settings.Settings) -> ray.train.Checkpoint:
     # Here and not above: processes that only load a checkpoint do without the trainer.
     from helpers.progress import show_progress
     from helpers.trainer import build_trainer
+    from helpers.training import evaluate
 
     print(f"There is no trained checkpoint for {cfg.data_name} yet: training one first, as lesson 05 does.")
     trainer = build_trainer(cfg)
     with show_progress(trainer):
         result = trainer.fit()
     model, config = load_model(result.checkpoint)
-    predictions = predict(model, config, data.load("test", cfg))
-    correct = predictions["probability"].argmax(axis=1) == predictions["label"]
-    save(result, float(correct.mean()), len(correct), cfg)
+    test_ds = data.load("test", cfg)
+    _, correct, count = evaluate(model, test_ds.iter_torch_batches(batch_size=256), config).tolist()
+    save(result, correct / count, int(count), cfg)
     return _kept_checkpoint(cfg)
 
 
