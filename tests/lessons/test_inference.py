@@ -209,7 +209,8 @@ def test_online_classifier_listens_on_loopback_only(online):
 @pytest.mark.skipif(sys.platform == "darwin", reason="a user may not list all connections there")
 def test_rays_own_servers_want_a_token(online):
     """What the lesson says of the agent, which listens on this machine's network address as well."""
-    agents = {process.pid for process in ray_processes() if "DashboardAgent" in " ".join(process.info["cmdline"])}
+    children = psutil.Process().children(recursive=True)
+    agents = {process.pid for process in children if "DashboardAgent" in " ".join(process.cmdline())}
     node = ray.nodes()[0]["NodeManagerAddress"]
     found = [c.laddr for c in psutil.net_connections("tcp") if c.pid in agents and c.status == psutil.CONN_LISTEN]
     urls = [f"http://{place.ip}:{place.port}/api/serve/applications/" for place in found if place.ip == node]
