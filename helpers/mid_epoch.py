@@ -1,11 +1,6 @@
 """Checkpoints inside an epoch: each image is seen once per epoch, whatever fails and however many workers resume."""
 
-import os
-from collections.abc import Callable
-
 import numpy as np
-import pyarrow as pa
-import ray.data
 import ray.train
 import ray.train.torch
 import torch
@@ -37,32 +32,6 @@ def train_step(model, optimizer, scheduler, batch: dict, config: dict) -> torch.
     optimizer.step()
     scheduler.step()
     return batch_totals(logits, batch["label"], loss)
-
-
-def ids_seen(checkpoint: ray.train.Checkpoint) -> list[int]:
-    """Return the ids of the images that the unfinished epoch in `checkpoint` has seen; none if it is finished."""
-    with checkpoint.as_directory() as folder:
-        state = torch.load(os.path.join(folder, "state.pt"), map_location="cpu", weights_only=True)
-    last = state["history"][-1]
-    return last["seen"] if "totals" in last else []
-
-
-def remove_seen(table: pa.Table, seen: list[int]) -> pa.Table:
-    """Return the rows of `table` whose `id` is not in `seen`."""
-    return table.filter(~np.isin(table["id"].to_numpy(), seen))
-
-
-def rest_of_epoch(train_ds: ray.data.Dataset, run_folder: str) -> Callable[[], ray.data.Dataset]:
-    """Return a function that Ray Train calls when it starts workers: what the latest checkpoint has not seen."""
-
-    def rest():
-        try:
-            checkpoint = ray.train.Result.from_path(run_folder).checkpoint
-        except RuntimeError:  # there is no checkpoint yet
-            return train_ds
-        return train_ds.map_batches(remove_seen, fn_kwargs={"seen": ids_seen(checkpoint)}, batch_format="pyarrow")
-
-    return rest
 
 
 def train_loop_mid_epoch(config: dict) -> list[dict]:

@@ -28,8 +28,9 @@ from scipy.stats import mannwhitneyu
 
 from helpers import cluster, data, nodes, settings
 from helpers._ray_internals import is_ray_process
+from helpers.data_config import rest_of_epoch
 from helpers.faults import unique_run_name
-from helpers.mid_epoch import rest_of_epoch, train_loop_mid_epoch
+from helpers.mid_epoch import train_loop_mid_epoch
 from helpers.preprocessing import image_ids
 from helpers.trainer import build_train_loop_config
 

@@ -10,7 +10,7 @@ import torch
 from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from helpers import data, faults, mid_epoch, settings
+from helpers import data, data_config, faults, mid_epoch, settings
 from helpers.preprocessing import image_ids
 from helpers.trainer import build_train_loop_config
 
@@ -19,9 +19,9 @@ pytestmark = pytest.mark.usefixtures("shared_ray")
 
 def test_remove_seen_keeps_the_others():
     table = pa.table({"id": pa.array([1, 2, 3, 4]), "label": pa.array([5, 6, 7, 8])})
-    assert mid_epoch.remove_seen(table, [2, 4])["label"].to_pylist() == [5, 7]
-    assert mid_epoch.remove_seen(table, []).num_rows == 4
-    assert mid_epoch.remove_seen(table, [1, 2, 3, 4]).num_rows == 0
+    assert data_config.remove_seen(table, [2, 4])["label"].to_pylist() == [5, 7]
+    assert data_config.remove_seen(table, []).num_rows == 4
+    assert data_config.remove_seen(table, [1, 2, 3, 4]).num_rows == 0
 
 
 def test_merge_over_workers_sums_totals():
@@ -34,12 +34,12 @@ def test_merge_over_workers_sums_totals():
 )
 def test_ids_seen_are_those_of_an_unfinished_epoch(tmp_path, last, seen):
     torch.save({"history": [{"train_loss": 1.0}, last]}, tmp_path / "state.pt")
-    assert mid_epoch.ids_seen(Checkpoint.from_directory(tmp_path)) == seen
+    assert data_config.ids_seen(Checkpoint.from_directory(tmp_path)) == seen
 
 
 def test_rest_of_epoch_is_everything_without_a_checkpoint(tmp_path):
     train_ds = ray.data.from_arrow(pa.table({"id": pa.array([1, 2])}))
-    assert mid_epoch.rest_of_epoch(train_ds, str(tmp_path / "no-such-run"))() is train_ds
+    assert data_config.rest_of_epoch(train_ds, str(tmp_path / "no-such-run"))() is train_ds
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def images():
     return table.append_column("id", pa.array(ids)).slice(0, len(ids) // 16 * 16)
 
 
-def build_trainer(table, name, workers, train_loop, rest=mid_epoch.rest_of_epoch):
+def build_trainer(table, name, workers, train_loop, rest=data_config.rest_of_epoch):
     cfg = settings.load()
     train_ds = ray.data.from_arrow([table.slice(start, 8) for start in range(0, len(table), 8)])
     config = build_train_loop_config(train_ds, data.class_names(cfg), workers, cfg)

@@ -63,11 +63,9 @@ TAUGHT = {
             "merge_over_workers",
             "train_metrics",
             "train_step",
-            "ids_seen",
-            "remove_seen",
-            "rest_of_epoch",
             "train_loop_mid_epoch",
         ],
+        "data_config": ["ids_seen", "remove_seen", "rest_of_epoch"],
     },
 }
 
@@ -82,7 +80,7 @@ def sources(notebook, kind):
 
 
 def definitions(code):
-    """Functions and classes of `code` by name, as syntax trees without docstrings, comments or annotations."""
+    """Functions and classes of `code` by name, as syntax trees without docstrings, comments, annotations or own imports."""
     found = {}
     for node in ast.parse(code).body:
         if not isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -94,6 +92,8 @@ def definitions(code):
                     argument.annotation = None
             if isinstance(part, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(part) is not None:
                 part.body = part.body[1:]
+            if isinstance(part, ast.FunctionDef):
+                part.body = [line for line in part.body if not isinstance(line, ast.Import)]
         found[node.name] = ast.dump(node)
     return found
 
