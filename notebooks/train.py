@@ -28,9 +28,9 @@ def load_splits():  # for images of your own: ray.data.read_parquet(…, shuffle
     tensor = pa.FixedShapeTensorArray.from_numpy_ndarray(images[..., None].repeat(3, axis=3))
     table = pa.table({"image": tensor, "label": digits.target})
     rows = np.random.default_rng(0).permutation(len(images))
-    splits = [table.take(part) for part in np.split(rows, [1300, 1440])]
-    train_ds, validation_ds, test_ds = (ray.data.from_arrow(split, override_num_blocks=8) for split in splits)
-    return train_ds.randomize_block_order(), validation_ds, test_ds
+    train, validation, test = (table.take(part) for part in np.split(rows, [1300, 1440]))
+    train_ds = ray.data.from_arrow(train, override_num_blocks=8).randomize_block_order()
+    return train_ds, ray.data.from_arrow(validation), ray.data.from_arrow(test)
 
 
 def augment(batch):  # runs in Ray Data's tasks: shifts each image by up to 2 pixels, differently in each epoch

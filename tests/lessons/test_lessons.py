@@ -80,7 +80,7 @@ def sources(notebook, kind):
 
 
 def definitions(code):
-    """Functions and classes of `code` by name, as syntax trees without docstrings, comments, annotations or own imports."""
+    """Functions and classes of `code` by name, as syntax trees without docstrings, annotations or inner imports."""
     found = {}
     for node in ast.parse(code).body:
         if not isinstance(node, ast.FunctionDef | ast.ClassDef):
