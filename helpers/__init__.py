@@ -15,7 +15,6 @@ evaluation      05  the checkpoint loaded back, and its test accuracy kept
 faults          07  a step log, workers killed on purpose, a short run
 mid_epoch       08  checkpoints inside an epoch, each image once
 nodes           09  several Ray nodes on one machine
-serving         12  start, find and stop Ray Serve
 tuning          13  what a search prints and keeps
 _sources            where images come from: digits, CIFAR-10, folders
 _ray_internals      everything undocumented in Ray

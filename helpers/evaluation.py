@@ -27,8 +27,7 @@ def decode_image(content: bytes, size: int) -> np.ndarray:
     try:
         return _sources.decode_file(io.BytesIO(content), size)
     except Exception:  # Pillow raises many kinds
-        what = "These bytes are no image that can be decoded: send a whole JPEG or PNG file."
-        raise ValueError(what) from None
+        raise ValueError("These bytes are no image that can be decoded: send a whole JPEG or PNG file.") from None
 
 
 def save(result: ray.train.Result, accuracy: float, num_images: int, cfg: settings.Settings) -> None:

@@ -1,4 +1,4 @@
-"""Every plot of the lessons: plain arrays in, a figure out that a notebook shows sharp and with alt text."""
+"""Plots that several lessons or long names need, and `describe()`, which gives any plot of a notebook its alt text."""
 
 import contextlib
 import functools
@@ -114,35 +114,17 @@ def stacked_bars(table, unit: str, title: str) -> AltFigure:
     return describe(figure, title, f"One bar per row, {unit}. {largest}")
 
 
-def timeline(spans: list[tuple[str, float, float, str]], title: str) -> AltFigure:
-    """Draw what ran when; each span is (lane, start, end, kind) in seconds, one lane per process."""
-    table, begins = pd.DataFrame(spans, columns=["lane", "start", "end", "kind"]), []
-    seconds, starts = table["end"] - table["start"], table["start"] - table["start"].min()
-    figure, axis = subplots(figsize=(8, 0.5 * table["lane"].nunique() + 1.6))
-    for colour, (kind, mine) in zip(COLOURS, table.groupby("kind", sort=False)["lane"], strict=False):
-        rows = mine.index
-        axis.barh(mine, seconds[rows], left=starts[rows], height=0.6, color=colour, edgecolor="white", label=kind)
-        begins.append(f"{kind} from {starts[rows].min():.1f} s on")
-    axis.set(xlabel="seconds", yinverted=True)
-    axis.legend(frameon=False, ncols=len(begins), loc="lower left", bbox_to_anchor=(0, 1))
-    return describe(figure, title, f"Bars over time in {table['lane'].nunique()} processes: {', '.join(begins)}")
-
-
 def learning_curves(history: list[dict]) -> AltFigure:
     """Draw loss and accuracy on the training and validation splits, from the dicts that the train loop returns."""
-    epochs = [metrics["epoch"] + 1 for metrics in history]
+    table, changes = pd.DataFrame(history, index=[metrics["epoch"] + 1 for metrics in history]), []
     figure, axes = subplots(1, 2, figsize=(9, 3))
-    changes = []
     for axis, kind in zip(axes, ("loss", "accuracy"), strict=True):
-        for split, colour in (("train", BLUE), ("validation", ORANGE)):
-            values = [metrics[f"{split}_{kind}"] for metrics in history]
-            axis.plot(epochs, values, "o-", color=colour, label=split)
-            changes.append(f"{split} {kind} from {values[0]:.2f} to {values[-1]:.2f}")
-        axis.set(xlabel="epoch", ylabel=kind, xticks=epochs[:: max(1, len(epochs) // 10)])
-        axis.grid(alpha=0.3)
+        curves = table[[f"train_{kind}", f"validation_{kind}"]].set_axis(["train", "validation"], axis=1)
+        ticks = table.index[:: max(1, len(table) // 10)]
+        curves.plot(ax=axis, style="o-", color=COLOURS[:2], xlabel="epoch", ylabel=kind, xticks=ticks, grid=True)
+        changes += [f"{split} {kind} from {y.iloc[0]:.2f} to {y.iloc[-1]:.2f}" for split, y in curves.items()]
     axes[0].set_yscale("log")
     axes[1].set_ylim(0, 1.02)
-    axes[1].legend(frameon=False, loc="lower right")
     return describe(figure, "Learning curves", f"Over {len(history)} epochs: {', '.join(changes)}")
 
 
@@ -165,30 +147,6 @@ def steps_over_time(entries: list[dict], steps_per_epoch: int, ends: tuple[str, 
     axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     alt = f"One line per process: steps {', then '.join(lives)}"
     return describe(figure, "Steps taken; × a process ends early, dotted: the end of an epoch", alt)
-
-
-def search(reports: list[dict], rung, num_epochs: int, chance: float) -> AltFigure:
-    """Draw trials over epochs, from dicts of `trial`, `epoch`, `accuracy`; and a table `rung` of those at one epoch.
-
-    Its rows, in the order of arrival, have `trial`, `accuracy`, `stopped` and the `cutoff` then, -inf for none.
-    """
-    figure, (left, right) = subplots(1, 2, figsize=(9, 3.4), sharey=True)
-    for _, trial in pd.DataFrame(reports).groupby("trial"):
-        colour, marker = (BLUE, "o") if trial["epoch"].max() >= num_epochs else (ORANGE, "x")
-        left.plot("epoch", "accuracy", data=trial, color=colour, alpha=0.7, marker=marker, markevery=[-1], mew=2)
-    places, stopped = np.arange(1, len(rung) + 1), np.asarray(rung["stopped"], bool)
-    right.plot(places[~stopped], rung["accuracy"][~stopped], "o", color=BLUE, label="goes on")
-    right.plot(places[stopped], rung["accuracy"][stopped], "x", color=ORANGE, mew=2, label="is stopped")
-    right.step(places, rung["cutoff"].replace(-np.inf, np.nan), where="mid", color=GREY, label="cut-off at that moment")
-    for place, trial, accuracy in zip(places, rung["trial"], rung["accuracy"], strict=True):
-        right.annotate(str(trial), (place, accuracy), xytext=(4, 4), textcoords="offset points", fontsize=7)
-    for axis in (left, right):
-        axis.axhline(chance, color=GREY, linestyle=":", label="chance")
-    left.set(xlabel="epoch", ylabel="validation accuracy", ylim=(0, 1.02), xticks=range(1, num_epochs + 1))
-    right.set(xlabel="order of arrival at the first rung", xticks=places)
-    right.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    alt = f"Left all trials, right {len(rung)} reports in order, {stopped.sum()} of them below the cut-off"
-    return describe(figure, "A search: blue trials finished, × were stopped", alt)
 
 
 @functools.cache

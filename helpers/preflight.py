@@ -42,15 +42,10 @@ class Report(list):
 def run() -> Report:
     """Check this machine and the Ray that is running; call `cluster.connect()` first."""
     cfg = settings.load()
-    lines = [python(), *map(package, ("ray", "torch", "torchvision")), cores(), memory(), shared_memory(), storage(cfg)]
+    installed = [Check("Python", sys.version.split()[0]), *map(package, ("ray", "torch", "torchvision"))]
+    machine = [cores(), memory(), shared_memory(), storage(cfg), gpus(), helpers_on_a_worker()]
     found = Check("data", settings.hide_secret(f"{cfg.data_name}, in {cfg.path('data')}"))
-    return Report([*lines, gpus(), helpers_on_a_worker(), found])
-
-
-def python() -> Check:
-    """Python 3.11 to 3.13."""
-    remedy = "Install Python 3.11, 3.12 or 3.13 and run `make lab PYTHON=python3.11`."
-    return Check("Python", sys.version.split()[0], "" if (3, 11) <= sys.version_info < (3, 14) else remedy)
+    return Report([*installed, *machine, found])
 
 
 def package(name: str) -> Check:

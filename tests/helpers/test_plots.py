@@ -28,9 +28,6 @@ HISTORY = [
 ENTRIES = [
     {"time": 10.0 * process + step, "process": process, "step": step} for process in range(6) for step in range(1, 4)
 ]
-REPORTS = [{"trial": trial, "epoch": epoch, "accuracy": trial / 9} for epoch in (1, 2) for trial in range(8)]
-RUNG = pd.DataFrame({"trial": [2, 1, 3], "accuracy": [0.5, 0.4, 0.6], "stopped": [False, True, False]})
-RUNG["cutoff"] = [-np.inf, 0.5, 0.45]
 
 
 def balance(names):
@@ -72,12 +69,9 @@ def fonts(monkeypatch, request):
         lambda: confusion(MANY),
         lambda: plots.bars({"map": 10.0, "map_batches": 1000.0}, "images per second", "Rates"),
         lambda: plots.stacked_bars(pd.DataFrame({"data": [1.0, 2], "step": [3.0, 1]}, index=["a", "b"]), "s", "Parts"),
-        lambda: plots.timeline([("worker 1", 0, 1, "augment"), ("notebook", 0.5, 2, "train")], "What ran when"),
         lambda: plots.learning_curves(HISTORY),
         lambda: plots.learning_curves(HISTORY[:1]),
         lambda: plots.steps_over_time(ENTRIES, 2),
-        lambda: plots.search(REPORTS, RUNG, 2, 0.1),
-        lambda: plots.search(REPORTS, RUNG[:1], 3, 0.5),
     ],
 )
 def test_plots_are_shown_once_with_alt_text(draw):

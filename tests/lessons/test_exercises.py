@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import exercises
-from helpers import serving
+import serving
 
 # Answers are sent to workers as a notebook's are: whole, since no worker can import where they were written.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])

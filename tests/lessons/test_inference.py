@@ -19,10 +19,11 @@ import torch
 from PIL import Image
 from ray import serve
 
-from helpers import data, evaluation, serving, settings, trainer
+import serving
+from helpers import data, evaluation, settings, trainer
 from helpers.model import build_model
 from helpers.preprocessing import image_ids, normalize_images
-from support import load_definitions, make_image_folder, ray_processes, wait_for
+from support import NOTEBOOKS, load_definitions, make_image_folder, ray_processes, wait_for
 
 pytestmark = pytest.mark.usefixtures("shared_ray")
 lesson = load_definitions("12", image_size=32)
@@ -267,7 +268,8 @@ def test_online_classifier_answers_while_another_lesson_searches(online, expecte
 OTHER_NOTEBOOK = """
 import os, sys
 from ray import serve
-from helpers import cluster, serving
+import serving
+from helpers import cluster
 cluster.connect()
 name = serving.start()
 serve.run(serve.deployment(lambda request: "other").options(ray_actor_options={"num_cpus": 0}).bind(),
@@ -284,7 +286,7 @@ def test_serving_lets_two_notebooks_share_a_ray(online, end):
     """The other joins, is found at its address, and leaves or dies; this one's application goes on."""
     command = [sys.executable, "-c", OTHER_NOTEBOOK, end]
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=settings.PROJECT)
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=NOTEBOOKS)
     other = result.stdout.strip().splitlines()[-1]
     assert other.rpartition("/")[0] == online[0].rpartition("/")[0] and other != online[0], result.stderr
     assert requests.post(online[0], data=JPEGS[0]).ok

@@ -10,7 +10,8 @@ import pytest
 from ray.exceptions import AuthenticationError
 from ray.train import ScalingConfig
 
-from helpers import _sources, cluster, data, serving, settings, trainer, tuning
+import serving
+from helpers import _sources, cluster, data, settings, trainer, tuning
 from support import NOTEBOOKS
 
 PAGE = (NOTEBOOKS / "TROUBLESHOOTING.md").read_text(encoding="utf-8")

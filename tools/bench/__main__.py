@@ -28,7 +28,7 @@ MARK = "measured: "
 
 def main() -> None:
     """Read the options, measure round by round, and write the report after each."""
-    sys.path.append(str(HERE.parent))  # for what the other tools have
+    sys.path += [str(HERE.parent), str(settings.PROJECT / "notebooks")]  # for what other tools and lesson 12 have
     groups = {
         "fit": fit_programs,
         "data": data_programs,

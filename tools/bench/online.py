@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from ray import serve
 
-from helpers import cluster, evaluation, serving
+import serving
+from helpers import cluster, evaluation
 from helpers.model import build_model
 from helpers.preprocessing import normalize_images
 from images import CLASSES, noise
