@@ -147,9 +147,8 @@ def mean_over_workers(totals: torch.Tensor) -> tuple[float, float]:
 
 def report_with_checkpoint(metrics, model, optimizer, scheduler, history, config):
     """Report an epoch; rank 0 attaches everything that is needed to use the model or to resume training."""
-    random_states = gather_over_workers(get_random_state())
+    random_states, checkpoint = gather_over_workers(get_random_state()), None
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = None
         if ray.train.get_context().get_world_rank() == 0:
             state = {
                 "model": model.state_dict(),

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import statistics
 
 import nbformat
 import pytest
@@ -173,6 +174,14 @@ def test_cells_run_everywhere(lesson):
         assert len(code.splitlines()) <= 60 and max(map(len, code.splitlines())) <= 120, code
         if "def train_loop" not in code:
             assert len(code.splitlines()) <= 40, f"does not fit on a screen:\n{code}"
+
+
+def test_cells_of_the_core_path_are_short():
+    """Whoever reads lessons 00 to 05 meets a few lines at a time; only the train loops are as long as loops are."""
+    cells = [code for path in NOTEBOOKS[:6] for code in sources(nbformat.read(path, as_version=4), "code")]
+    lengths = [len([line for line in code.splitlines() if line.strip()]) for code in cells]
+    assert statistics.median(lengths) <= 4
+    assert not [code for code, length in zip(cells, lengths, strict=True) if length > 15 and "def train" not in code]
 
 
 def test_code_cells_are_introduced(lesson):
