@@ -8,7 +8,7 @@ plots           01  plots and rows of images
 preprocessing   02  augment, normalise, channel statistics, image ids
 model           03  the ResNet-18
 training        03  the loop that every worker runs, and its checkpoint
-data_config     04  which worker reads what, and what a failure has left to read
+data_config     04  which images each worker reads, and which are left after a failure
 trainer         04  the parts of the TorchTrainer, and the trainer
 progress        05  one line per epoch while `fit()` runs
 evaluation      05  the checkpoint loaded back, and its test accuracy kept

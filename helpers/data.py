@@ -68,9 +68,7 @@ def prepare(cfg: settings.Settings | None = None) -> str:
         if not is_complete(final):  # else another notebook was quicker
             _move(partial, final)
     finally:
-        filesystem, path = pyarrow.fs.FileSystem.from_uri(partial)
-        if filesystem.get_file_info(path).type == pyarrow.fs.FileType.Directory:
-            filesystem.delete_dir(path)
+        _delete(partial)
     return final
 
 
@@ -209,3 +207,9 @@ def _move(source: str, target: str) -> None:
         filesystem.create_dir(f"{target}/{split}")
     for file in sorted((file for file in found if file.is_file), key=lambda file: file.base_name == "_SUCCESS"):
         filesystem.copy_file(file.path, target + file.path.removeprefix(path))
+
+
+def _delete(folder: str) -> None:
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(folder)
+    if filesystem.get_file_info(path).type == pyarrow.fs.FileType.Directory:
+        filesystem.delete_dir(path)

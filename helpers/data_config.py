@@ -1,4 +1,4 @@
-"""Which images each worker reads. Processes without PyTorch import this module, and start seconds sooner."""
+"""Which images each worker reads; Ray Train's own processes and data tasks import this, sooner without PyTorch."""
 
 import os
 from collections.abc import Callable

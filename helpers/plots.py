@@ -1,4 +1,4 @@
-"""Plots that several lessons or long names need, and `describe()`, which gives any plot of a notebook its alt text."""
+"""Plots that several lessons use or that must fit long names, and `describe`, which gives any plot its alt text."""
 
 import contextlib
 import functools

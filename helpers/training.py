@@ -120,7 +120,7 @@ def batch_totals(logits: torch.Tensor, labels: torch.Tensor, loss: torch.Tensor)
 @torch.no_grad()
 def evaluate(model: nn.Module, batches, config: dict) -> torch.Tensor:
     """Sum `batch_totals`, float64 (3,), over `batches` of `image`, uint8 (batch, height, width, 3), and `label`."""
-    # `model` comes without its DDP wrapper, which would synchronise buffers at each call.
+    # `model` comes without its DDP wrapper, whose first call would wait for a worker that has no batch.
     model.eval()
     totals = torch.zeros(3, dtype=torch.float64, device=next(model.parameters()).device)
     for batch in batches:
@@ -147,17 +147,12 @@ def mean_over_workers(totals: torch.Tensor) -> tuple[float, float]:
 
 def report_with_checkpoint(metrics, model, optimizer, scheduler, history, config):
     """Report an epoch; rank 0 attaches everything that is needed to use the model or to resume training."""
-    random_states, checkpoint = gather_over_workers(get_random_state()), None
+    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    state = {name: part.state_dict() for name, part in parts.items()}
+    state |= {"random_states": gather_over_workers(get_random_state()), "history": history, "config": config}
     with tempfile.TemporaryDirectory() as folder:
+        checkpoint = None
         if ray.train.get_context().get_world_rank() == 0:
-            state = {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "scheduler": scheduler.state_dict(),
-                "random_states": random_states,
-                "history": history,
-                "config": config,
-            }
             torch.save(state, os.path.join(folder, "state.pt"))
             checkpoint = ray.train.Checkpoint.from_directory(folder)
         ray.train.report(metrics, checkpoint=checkpoint)

@@ -29,6 +29,7 @@ def load_splits():  # for images of your own: ray.data.read_parquet(…, shuffle
     table = pa.table({"image": tensor, "label": digits.target})
     rows = np.random.default_rng(0).permutation(len(images))
     train, validation, test = (table.take(part) for part in np.split(rows, [1300, 1440]))
+    # Several blocks, so that tasks share them and each epoch has them in a new order.
     train_ds = ray.data.from_arrow(train, override_num_blocks=8).randomize_block_order()
     return train_ds, ray.data.from_arrow(validation), ray.data.from_arrow(test)
 
@@ -101,7 +102,7 @@ if __name__ == "__main__":
     parser.add_argument("--name", default=f"train-{datetime.now():%Y%m%d-%H%M%S}")
     parser.add_argument("--storage", default=os.path.expanduser("~/ray_results"))
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--workers", type=int, default=torch.cuda.device_count() or 2)  # one for each GPU
+    parser.add_argument("--workers", type=int, default=torch.cuda.device_count() or 2)  # one for each GPU here
     args = parser.parse_args()
 
     # Without a cluster: a Ray with one CPU for each worker, and two for the tasks that augment.

@@ -104,6 +104,11 @@ def test_helpers_name_nothing_undocumented_in_ray(module):
     assert not re.findall(PRIVATE, MODULES[module].read_text())
 
 
+@pytest.mark.parametrize("path", sorted((settings.PROJECT / "notebooks").glob("*.py")), ids=lambda path: path.stem)
+def test_modules_of_lessons_name_nothing_undocumented_in_ray(path):
+    assert not re.findall(PRIVATE, path.read_text())
+
+
 def test_helpers_are_on_the_map():
     on_the_map = re.findall(r"^(\w+) {2,}(?:\d\d|  )", helpers.__doc__, re.MULTILINE)
     assert sorted(on_the_map) == sorted(MODULES)

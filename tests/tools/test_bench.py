@@ -115,3 +115,10 @@ def test_summary_compares_three_hosts_with_one(tmp_path):
     text = (tmp_path / "bench.md").read_text()
     assert "| whole `fit()`, 3 workers on 3 hosts ÷ on 1 host | 1.25 (one measurement) |" in text
     assert "| from `fit()` to the first step, 3 workers on 3 hosts ÷ on 1 host | 1.50 (one measurement) |" in text
+
+
+def test_a_program_finds_what_stands_next_to_lessons():
+    """Each program is a process of its own, and the one that serves needs lesson 12's module."""
+    command = [sys.executable, "tools/bench", "--program", "online.nothing", "{}"]
+    result = subprocess.run(command, cwd=settings.PROJECT, capture_output=True, text=True)
+    assert "has no attribute 'nothing'" in result.stderr

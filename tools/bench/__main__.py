@@ -28,7 +28,6 @@ MARK = "measured: "
 
 def main() -> None:
     """Read the options, measure round by round, and write the report after each."""
-    sys.path += [str(HERE.parent), str(settings.PROJECT / "notebooks")]  # for what other tools and lesson 12 have
     groups = {
         "fit": fit_programs,
         "data": data_programs,
@@ -238,4 +237,5 @@ def run_program(program: str, arguments: str) -> None:
 
 
 if __name__ == "__main__":
+    sys.path += [str(HERE.parent), str(settings.PROJECT / "notebooks")]  # for what other tools and lesson 12 have
     run_program(*sys.argv[2:4]) if sys.argv[1:2] == ["--program"] else main()
