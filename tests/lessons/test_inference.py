@@ -216,6 +216,9 @@ def test_rays_own_servers_want_a_token(online):
     found = [c.laddr for c in psutil.net_connections("tcp") if c.pid in agents and c.status == psutil.CONN_LISTEN]
     urls = [f"http://{place.ip}:{place.port}/api/serve/applications/" for place in found if place.ip == node]
     assert urls and {requests.get(url).status_code for url in urls} == {401}
+    open_ports = [place.port for place in found if place.ip == "0.0.0.0"]
+    pages = [requests.get(f"http://127.0.0.1:{port}/metrics").text for port in open_ports]
+    assert pages and all(page.startswith("# HELP") for page in pages), "open to everyone, and no page of metrics"
 
 
 def test_online_classifier_loses_no_request_when_a_replica_dies(online, expected):
