@@ -55,19 +55,21 @@ def _number(trial) -> int:
 
 
 def require_success(results: tune.ResultGrid, trials: int, epochs: int) -> None:
-    """Raise TuningError when a trial failed or never ran, and KeyboardInterrupt when the learner stopped the search.
-
-    `epochs` is what a trial trains for unless the scheduler stops it.
-    """
+    """Raise TuningError when a trial failed or never ran, KeyboardInterrupt when one was cut off before `epochs`."""
     for result in results:
         if result.error:
             reason = (str(result.error).strip().splitlines() or [repr(result.error)])[-1]
             cause = result.error if isinstance(result.error, BaseException) else None  # Tune may keep its text alone
             raise TuningError(f"The trial with {result.config} failed: {reason}") from cause
-    # A search killed just after a trial's last epoch has that trial's end in its state, but not always its "done".
-    metrics = [result.metrics or {} for result in results]
-    if not all(each.get("done") or each.get("training_iteration", 0) >= epochs for each in metrics):
-        raise KeyboardInterrupt("the search was stopped; run the cell again to start a new one")
-    reported = sum("validation_accuracy" in each for each in metrics)
+    cut = [(result.metrics or {}).get("training_iteration", 0) for result in results if not _has_ended(result, epochs)]
+    if cut:
+        raise KeyboardInterrupt(f"the search was stopped after {cut} of {epochs} epochs; run it again for a new one")
+    reported = sum("validation_accuracy" in (result.metrics or {}) for result in results)
     if reported != trials:
         raise TuningError(f"Only {reported} of {trials} trials reported: see the lines above.")
+
+
+def _has_ended(result, epochs: int) -> bool:
+    # The state of a search that was killed may lack the last "done" or epoch of a trial, which the trial's file has.
+    rows = [] if result.metrics_dataframe is None else result.metrics_dataframe.to_dict("records")
+    return any(row.get("done") or row.get("training_iteration", 0) >= epochs for row in [*rows, result.metrics or {}])

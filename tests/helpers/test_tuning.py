@@ -4,6 +4,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import ray
 from ray import tune
@@ -187,14 +188,19 @@ def test_require_success_tells_a_failure_of_which_only_the_text_was_kept():
 
 
 def test_require_success_tells_a_stopped_search_from_one_that_ended():
-    """Ray's saved state of a trial that trained for all its epochs may lack `done` when the search was killed."""
+    """Ray's saved state of a trial that has ended may lack `done` or the last epoch when the search was killed."""
 
-    def trial(**metrics):
-        return SimpleNamespace(error=None, config={}, metrics={"validation_accuracy": 0.5, **metrics})
+    def trial(file=None, **metrics):
+        metrics = {"validation_accuracy": 0.5, **metrics}
+        return SimpleNamespace(error=None, config={}, metrics=metrics, metrics_dataframe=file)
 
     ended, pruned = trial(training_iteration=8), trial(training_iteration=2, done=True)
-    tuning.require_success([ended, pruned], 2, 8)
-    with pytest.raises(KeyboardInterrupt, match="stopped"):
+    file = pd.DataFrame({"training_iteration": [1, 2], "done": [False, True]})
+    tuning.require_success([ended, pruned, trial(file, training_iteration=1)], 3, 8)
+    with pytest.raises(KeyboardInterrupt, match=r"stopped after \[7\] of 8 epochs"):
         tuning.require_success([ended, pruned, trial(training_iteration=7)], 3, 8)
-    with pytest.raises(KeyboardInterrupt, match="stopped"):
-        tuning.require_success([SimpleNamespace(error=None, config={}, metrics=None)], 1, 8)
+    with pytest.raises(KeyboardInterrupt, match=r"\[1\] of 8"):
+        tuning.require_success([trial(file[:1], training_iteration=1)], 1, 8)
+    never = SimpleNamespace(error=None, config={}, metrics=None, metrics_dataframe=None)
+    with pytest.raises(KeyboardInterrupt, match=r"\[0\] of 8"):
+        tuning.require_success([never], 1, 8)

@@ -23,8 +23,7 @@ FAILING_CELL = """
 import json
 tree = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
 sockets = [socket for process in tree for socket in process.net_connections() if socket.status == "LISTEN"]
-pids = [terminal.pid, *(process.pid for process in tree)]
-found = {"processes": pids, "hosts": [socket.laddr.ip for socket in sockets]}
+found = {"processes": [process.pid for process in tree], "hosts": [socket.laddr.ip for socket in sockets]}
 Path(REPORT).write_text(json.dumps({**found, "folder": folder}))
 raise RuntimeError("a cell failed")
 """
@@ -85,9 +84,8 @@ def after_an_error(tmp_path, monkeypatch):
     last = next(number for number, cell in enumerate(cells) if "address = find_address()" in cell.source)
     cells = cells[: last + 1]
     for cell in cells:  # train.py has a test of its own
-        cell.source = cell.source.replace('["python", "train.py"', '["sleep", "600"] or ["python"')
-    cells = [cell for cell in cells if "terminal.wait" not in cell.source and "printed.read_text" not in cell.source]
-    cells.insert(0, nbformat.v4.new_code_cell("import re, time"))
+        cell.source = cell.source.replace('["python", "train.py"', '["python", "-c", "pass"')
+        cell.source = cell.source.replace("assert epochs_stored() in (1, 2)", "assert epochs_stored() == 0")
     report = tmp_path / "report.json"
     cells.append(nbformat.v4.new_code_cell(FAILING_CELL.replace("REPORT", repr(str(report)))))
     notebook = nbformat.v4.new_notebook(cells=cells)
