@@ -42,7 +42,8 @@ class LocalCluster:
         started_with = {**_ray_internals.QUICK_HEALTH_CHECKS, **_ray_internals.NO_DASHBOARD}
         with cluster.suppress_ray_logs(), _ray_internals.environment(started_with):
             _ray_internals.use_token(create=True)
-            self._cluster.add_node(num_cpus=0, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES)
+            head = {"include_dashboard": False, "dashboard_agent_listen_port": 0}  # another Ray may have the usual port
+            self._cluster.add_node(num_cpus=0, object_store_memory=OBJECT_STORE_BYTES, **head)
             for _ in range(num_nodes):
                 self._cluster.add_node(num_cpus=NODE_CPUS, object_store_memory=OBJECT_STORE_BYTES)
         self._settings.enter_context(_ray_internals.environment({"RAY_ADDRESS": self._cluster.address}))

@@ -75,9 +75,9 @@ def fit_programs(figures: dict, options, scratch: str, first: bool) -> None:
         return
     figures["series, cold"] = versus_bare_loop("ray_pipeline.fit", workers=1, **size)
     for workers, name in ((1, ""), (2, ", 2 workers")):
-        for kind, program in (("series", "ray_pipeline.fit"), ("overhead", "ray_pipeline.fit_overhead")):
+        for kind, program in (("series", "fit"), ("plain", "plain"), ("overhead", "fit_overhead")):
             with warm_ray(workers):
-                figures[kind + name] = versus_bare_loop(program, workers=workers, **size)
+                figures[kind + name] = versus_bare_loop(f"ray_pipeline.{program}", workers=workers, **size)
     if first:
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
             figures["per row"] = versus_bare_loop("baselines.per_row_fit", folder=folder, **size)

@@ -7,7 +7,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -45,21 +45,31 @@ class Steps:
         self.scheduler.step()
         loss.item()
 
-    def finish_epoch(self, loader: DataLoader) -> None:
-        """Validate, then write a checkpoint, as `fit()` does: each process its images, and rank 0 the file."""
+    def validate(self, batches: Iterable) -> None:
+        """Count the correct predictions, each process for its images."""
         self.model.eval()
         totals = torch.zeros(2)
         with torch.no_grad():
-            for inputs, labels in loader:
+            for inputs, labels in batches:
                 correct = (self.model(inputs).argmax(dim=1) == labels).sum()
                 totals += torch.stack([correct, torch.tensor(len(labels))])
         if dist.is_initialized():
             dist.all_reduce(totals)
         self.model.train()
-        if not dist.is_initialized() or dist.get_rank() == 0:
-            parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
-            with tempfile.TemporaryDirectory() as folder:
-                torch.save({name: part.state_dict() for name, part in parts.items()}, f"{folder}/state.pt")
+
+    def save(self, folder: str) -> bool:
+        """Write a checkpoint on rank 0, and return whether this is rank 0."""
+        if dist.is_initialized() and dist.get_rank() > 0:
+            return False
+        parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
+        torch.save({name: part.state_dict() for name, part in parts.items()}, f"{folder}/state.pt")
+        return True
+
+    def finish_epoch(self, loader: DataLoader) -> None:
+        """Validate, then write a checkpoint, as `fit()` does."""
+        self.validate(loader)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(folder)
 
 
 def bare(images: int, epochs: int, batch: int) -> Iterator[float]:

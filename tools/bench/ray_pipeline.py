@@ -10,15 +10,15 @@ import psutil
 import pyarrow.parquet as pq
 import ray.data
 import ray.train
-from ray.train import RunConfig
+from ray.train import Checkpoint, RunConfig
 from ray.train.torch import TorchTrainer
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import memory
-from baselines import HELD_OUT, bare
+from baselines import HELD_OUT, MEAN, STD, Steps, bare
 from helpers import cluster, data, settings, trainer, training
-from helpers.preprocessing import normalize_images
+from helpers.preprocessing import augment_batch, normalize_images
 from helpers.training import train_loop_ray_train_ray_data
 from images import CLASSES, noise
 
@@ -84,6 +84,59 @@ def fit(images: int, epochs: int, batch: int, workers: int) -> dict:
         "end": [(times["reported"][-1], moments["end"])],
     }
     return {"moments": moments, "spans": parts["training"], "parts": parts, "background": times["background"]}
+
+
+def plain_loop(config: dict) -> dict:
+    """Train with Ray's public calls alone: the steps, a validation, a checkpoint and a report per epoch."""
+    times, context = {"started": time.time(), "spans": []}, ray.train.get_context()
+    step = Steps(config["images"], config["epochs"], config["batch"])
+    step.model = ray.train.torch.prepare_model(step.model)
+    share = config["batch"] // context.get_world_size()
+    train, validation = (ray.train.get_dataset_shard(name) for name in ("train", "validation"))
+    shuffle = {"local_shuffle_buffer_size": config["shuffle_buffer"] // context.get_world_size()}
+
+    def batches(shard, size: int, **options):
+        for batch in shard.iter_torch_batches(batch_size=size, **options):
+            yield normalize_images(batch["image"], MEAN, STD), batch["label"]
+
+    for epoch in range(config["epochs"]):
+        begin = time.time()
+        for inputs, labels in batches(train, share, drop_last=True, local_shuffle_seed=epoch, **shuffle):
+            step(inputs, labels)
+            times.setdefault("first_step", time.time())
+        times["spans"].append((begin, time.time()))
+        step.validate(batches(validation, 256))
+        with tempfile.TemporaryDirectory() as folder:
+            is_saved = step.save(folder)
+            ray.train.report({"epoch": epoch}, checkpoint=Checkpoint.from_directory(folder) if is_saved else None)
+    return times
+
+
+def plain(images: int, epochs: int, batch: int, workers: int) -> dict:
+    """Time `fit()` without `helpers` in the loop: what these steps cost with Ray Train and Ray Data at the least.
+
+    The images, their augmentation, the number of CPUs and Ray's settings are those of the series.
+    """
+    cfg = settings_for(images, epochs=epochs, batch_size=batch, workers=workers)
+    cluster.connect()
+    prepared = data.prepare(cfg)
+    train, validation = (
+        ray.data.read_parquet(f"{prepared}/{split}").materialize() for split in ("train", "validation")
+    )
+    augmented = train.randomize_block_order().map_batches(augment_batch, fn_kwargs={"flip": True}, batch_size=None)
+    sizes = {"images": images, "epochs": epochs, "batch": batch, "shuffle_buffer": min(4096, images // 4)}
+    with tempfile.TemporaryDirectory() as storage:
+        run = TorchTrainer(
+            plain_loop,
+            train_loop_config=sizes,
+            scaling_config=cluster.scaling_config(cfg),
+            run_config=RunConfig(storage_path=storage, name="plain"),
+            datasets={"train": augmented, "validation": validation},
+        )
+        start = time.time()
+        times = run.fit().return_value
+        moments = {"fit": start, "end": time.time(), "first_step": times["first_step"]}
+    return {"moments": moments, "spans": times["spans"]}
 
 
 def bare_in_worker(config: dict) -> dict:

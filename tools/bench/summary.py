@@ -71,6 +71,12 @@ def _rows(rounds: list[dict]):
     yield row("whole `fit()`, Ray running ÷ whole DataLoader program", versus("series", "dataloader"))
     yield row("whole `fit()`, 2 workers ÷ whole torchrun program", versus("series, 2 workers", "torchrun"))
     yield row("per-row recipe's `fit()` ÷ bare steps", whole("per row"))
+    for many in ("", ", 2 workers"):
+        what, lowest = "whole `fit()`" + (many or ", Ray running"), f"plain{many}"
+        yield row(f"`fit()` of a plain Ray program{many} ÷ bare steps", whole(lowest))
+        yield row(f"{what} ÷ that", lambda one, many=many: whole(f"series{many}")(one) / whole(f"plain{many}")(one))
+        yield row(f"from its `fit()` to the first step{many}", seconds(lowest, "first_step"), 1, " s")
+        yield row(f"steady epoch: a plain Ray program{many} ÷ bare", steady(lowest))
     yield row("overhead: `fit()` around the bare loop ÷ bare steps", whole("overhead"))
     yield row("whole `fit()`, Ray running ÷ that", lambda one: whole("series")(one) / whole("overhead")(one))
     yield row("overhead: the same, 2 workers", whole("overhead, 2 workers"))
