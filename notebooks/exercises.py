@@ -277,7 +277,7 @@ def check_elastic(answer):
     gpus = config.num_gpus_per_worker
     yield gpus != 1, f"A worker takes one GPU, not {gpus:g}: leave resources_per_worker out."
     yield interval != 30, f"Every {interval:g} s is not every 30 s: set elastic_resize_monitor_interval_s."
-    yield True, "Right: 8 to 32 workers with a GPU each, and Ray Train looks every 30 s whether to resize."
+    yield True, "Right: 8 to 32 workers with a GPU each, and Ray Train checks every 30 s whether to resize."
 
 
 @_check("train_epoch(…)")

@@ -32,7 +32,7 @@ def test_normalize_images_leaves_its_input_alone(images):
 
 def test_channel_statistics_over_many_blocks_equal_numpys(shared_ray, images):
     tables = [to_table(part, np.zeros(len(part)), ["a"]) for part in np.array_split(images, 7)]
-    mean, std = channel_statistics(ray.data.from_arrow(tables))
+    mean, std = channel_statistics(ray.data.from_arrow(tables), batch_size=7)  # or one call would take all blocks
     pixels = images.reshape(-1, 3) / 255
     np.testing.assert_allclose(mean, pixels.mean(axis=0), rtol=1e-9)
     np.testing.assert_allclose(std, pixels.std(axis=0), rtol=1e-9)
