@@ -114,10 +114,14 @@ def test_write_predictions_ends_its_processes(checkpoint, inbox, tmp_path):
 
 
 def test_run_job_that_was_killed_predicts_each_file_exactly_once(checkpoint, inbox, tmp_path):
-    lesson.__dict__.update(storage=str(tmp_path))
+    lesson.__dict__.update(storage=str(tmp_path), last_file=f"{inbox}/060.png")
     output = f"{tmp_path}/killed"
     killed = lesson.run_job.remote(lesson.HangingClassifier)
-    wait_for(lambda: list(Path(output).glob("*.parquet")), "no file was written")
+
+    def is_block_committed():
+        return any(".pending" not in file.name for file in tmp_path.glob("finished/*.parquet"))
+
+    wait_for(is_block_committed, "no block was committed")
     ray.cancel(killed, force=True)
     with pytest.raises((ray.exceptions.WorkerCrashedError, ray.exceptions.TaskCancelledError)):
         ray.get(killed)
