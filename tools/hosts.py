@@ -68,6 +68,7 @@ class Hosts:
         shared: whether all hosts see one folder `self.folder`, or each a folder of its own under this path.
         loopback_names: whether each host's own name leads to 127.0.1.1, as Debian writes it into /etc/hosts.
         token: whether Ray asks for a token.
+        dashboard: whether the head has one, which accepts jobs.
     """
 
     bucket = "s3://bucket"
@@ -75,8 +76,10 @@ class Hosts:
     # The same in one URI.
     bucket_with_query = f"s3://key:secret@bucket/in-uri?region=us-east-1&scheme=http&endpoint_override={BRIDGE}:5000"
 
-    def __init__(self, count, cpus=2, *, ray=True, bucket=False, shared=True, loopback_names=False, token=True):
-        self.count, self.cpus, self.token = count, cpus, token
+    def __init__(
+        self, count, cpus=2, *, ray=True, bucket=False, shared=True, loopback_names=False, token=True, dashboard=False
+    ):
+        self.count, self.cpus, self.token, self.dashboard = count, cpus, token, dashboard
         self.root = Path(tempfile.mkdtemp(prefix=PREFIX, dir="/tmp"))
         self.folder = self.root / "shared"
         self.folder.mkdir()
@@ -139,7 +142,8 @@ class Hosts:
         """Start Ray on a host, with more variables: the head on the first, nodes that join it on the others."""
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--num-cpus={self.cpus}"]
         command += [f"--node-ip-address=10.77.0.{10 + host}", "--object-store-memory=300000000"]
-        role = ["--head", "--port=6379", "--include-dashboard=false"] if host == 1 else [f"--address={HEAD}"]
+        head = ["--head", "--port=6379", f"--include-dashboard={str(self.dashboard).lower()}"]
+        role = head if host == 1 else [f"--address={HEAD}"]
         done = self.run(host, [*command, *role, "--disable-usage-stats"], **variables)
         if done.returncode:
             raise RuntimeError(f"Ray does not start on host {host}:\n{done.stdout}")

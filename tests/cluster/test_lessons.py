@@ -20,7 +20,8 @@ sys.exit(run_lessons.execute(*map(Path, sys.argv[1:])))
 """
 ACCURACY = "from helpers import evaluation, settings; print(evaluation.latest(settings.load())['accuracy'])"
 # Lessons 09, 10 and 11 start Ray nodes of their own on the machine of the notebook, also where there is a cluster: what
-# they show can't be arranged with other people's machines. Lessons 00 to 02 train nothing, 06 and 13 what 05 does.
+# they show can't be arranged with other people's machines. Lessons 00 to 02 train nothing, 06 and 13 what 05 does. The
+# script that lesson 14 submits is in test_jobs.py.
 # To stay below 25 minutes, each of the others has one kind of storage, and 05 both.
 RUNS = [("03", "folder"), ("04", "uri"), ("05", "folder"), ("05", "bucket"), ("07", "bucket"), ("08", "folder")]
 RUNS += [("12", "bucket")]

@@ -43,9 +43,9 @@ TAUGHT = {
             "get_random_state",
             "set_random_state",
         ],
-        "preprocessing": ["image_ids"],
     },
     "04_torch_trainer": {
+        "preprocessing": ["image_ids"],
         "trainer": ["build_datasets", "check_batch_size", "build_train_loop_config", "build_run_config"],
         "data_config": ["KeepEvaluationRows"],
     },

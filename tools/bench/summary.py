@@ -46,8 +46,8 @@ def _rows(rounds: list[dict]):
     def whole(name, begin="fit"):
         return lambda one: _whole(one[name], begin)
 
-    def versus(name, other):
-        return lambda one: whole(name)(one) / whole(other, None)(one)
+    def versus(name, other, begin=None):
+        return lambda one: whole(name)(one) / whole(other, begin)(one)
 
     def steady(name):
         def compute(one):
@@ -74,11 +74,11 @@ def _rows(rounds: list[dict]):
     for many in ("", ", 2 workers"):
         what, lowest = "whole `fit()`" + (many or ", Ray running"), f"plain{many}"
         yield row(f"`fit()` of a plain Ray program{many} ÷ bare steps", whole(lowest))
-        yield row(f"{what} ÷ that", lambda one, many=many: whole(f"series{many}")(one) / whole(f"plain{many}")(one))
+        yield row(f"{what} ÷ that of a plain Ray program", versus(f"series{many}", lowest, "fit"))
         yield row(f"from its `fit()` to the first step{many}", seconds(lowest, "first_step"), 1, " s")
         yield row(f"steady epoch: a plain Ray program{many} ÷ bare", steady(lowest))
     yield row("overhead: `fit()` around the bare loop ÷ bare steps", whole("overhead"))
-    yield row("whole `fit()`, Ray running ÷ that", lambda one: whole("series")(one) / whole("overhead")(one))
+    yield row("whole `fit()`, Ray running ÷ overhead", versus("series", "overhead", "fit"))
     yield row("overhead: the same, 2 workers", whole("overhead, 2 workers"))
     for part, named in PARTS.items():
         yield row(
