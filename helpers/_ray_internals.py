@@ -10,6 +10,7 @@ import functools
 import json
 import logging
 import os
+import time
 
 # Variables that Ray reads when its processes start. An unknown one is ignored, so none of them can break a lesson.
 ENVIRONMENT = {
@@ -25,11 +26,9 @@ QUICK_HEALTH_CHECKS = {"RAY_health_check_period_ms": "500", "RAY_health_check_fa
 # Ray Train would wait for a dashboard whose Ray is dead, but left its address in Ray's temporary folder: each `fit()`
 # ended 12 s later. This is no host's name: asking fails at once.
 NO_DASHBOARD = {"RAY_API_SERVER_ADDRESS": "http://.no-dashboard"}
-for name, value in ENVIRONMENT.items():  # when this module is imported, which is before Ray is started
-    os.environ.setdefault(name, value)
+os.environ.update(ENVIRONMENT | dict(os.environ))  # on import, before Ray is started; what was set before stays
 
 DATA_WORKERS = 2  # processes that run data tasks: what two cores keep busy, and enough to begin with on more
-IDLE_SECONDS = 4 * 3600  # how long a prestarted process waits: a workshop
 
 
 def optional(function):
@@ -60,7 +59,7 @@ def environment(variables: dict[str, str]):
 
 @optional
 def prestart_workers(num_training_workers: int = 0) -> None:
-    """Ask this machine's node to start the processes that a dataset needs, and those of a `fit()` of so many workers.
+    """Let this machine start the processes that a dataset needs, or those of a `fit()`, one after another.
 
     Why: `fit()` needs seven to ten processes, most of them one after the other, and each takes more than a second. Ray
     reuses a waiting one only for work with the same environment variables, letter by letter, and Ray Train adds some.
@@ -82,25 +81,26 @@ def prestart_workers(num_training_workers: int = 0) -> None:
     # One process each for the controller, placement-group cleanup, worker synchronisation and dataset management. With
     # several workers, one split coordinator per dataset, whose data tasks then inherit the driver's spelling.
     split = num_training_workers > 1
-    _prestart(by_driver, 6 + DATA_WORKERS if split else 4)
-    _prestart(by_controller, num_training_workers + (0 if split else DATA_WORKERS))
+    _prestart(by_driver, 6 + DATA_WORKERS if split else 4, seconds_apart=1.5)
+    _prestart(by_controller, num_training_workers + (0 if split else DATA_WORKERS), seconds_apart=1.5)
 
 
-def _prestart(runtime_env: str, count: int) -> None:
-    """Return at once; the node starts `count` processes with the serialized `runtime_env`."""
+def _prestart(runtime_env: str, count: int, seconds_apart: float = 0) -> None:
+    """Ask the node for `count` processes with the serialized `runtime_env`; each waits four hours, a workshop."""
     import ray
     from ray._private.grpc_utils import init_grpc_channel
     from ray.core.generated.common_pb2 import Language
     from ray.core.generated.node_manager_pb2 import PrestartWorkersRequest
     from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
 
-    here = ray.get_runtime_context().get_node_id()
-    node = next(node for node in ray.nodes() if node["NodeID"] == here)
-    request = PrestartWorkersRequest(language=Language.PYTHON, num_workers=count, keep_alive_duration_secs=IDLE_SECONDS)
+    node = next(node for node in ray.nodes() if node["NodeID"] == ray.get_runtime_context().get_node_id())
+    request = PrestartWorkersRequest(language=Language.PYTHON, num_workers=1, keep_alive_duration_secs=4 * 3600)
     request.runtime_env_info.serialized_runtime_env = runtime_env
     address = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
     with init_grpc_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=5)
+        for _ in range(count):
+            NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=5)
+            time.sleep(seconds_apart)
 
 
 @optional

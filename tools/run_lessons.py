@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -57,7 +58,8 @@ def shared_ray():
         yield
         return
     cluster.connect()
-    _ray_internals.prestart_workers(cluster.scaling_config().num_workers)
+    workers = cluster.scaling_config().num_workers
+    threading.Thread(target=_ray_internals.prestart_workers, args=[workers], daemon=True).start()
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     try:
         yield
