@@ -31,8 +31,7 @@ LIKE_A_SPLIT = re.compile(
 # All that Pillow opens, and HEIC images, which it can't open and which are refused by name.
 Image.preinit()  # the usual formats first, or Pillow would try twenty others before JPEG
 NO_IMAGES = ("BUFR", "GRIB", "HDF5", "MPEG", "PALM", "PDF")
-SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind not in NO_IMAGES}
-SUFFIXES |= {".heic", ".heif"}
+SUFFIXES = {".heic", ".heif"} | {end for end, kind in Image.registered_extensions().items() if kind not in NO_IMAGES}
 
 # Hidden files and folders, and what systems and network drives leave behind.
 HIDDEN = re.compile(

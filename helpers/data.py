@@ -42,8 +42,7 @@ def write_split(table: pa.Table, folder: str, num_files: int = 8) -> None:
     filesystem.create_dir(path)
     rows = math.ceil(table.num_rows / num_files)
     for part, start in enumerate(range(0, table.num_rows, rows)):
-        file = f"{path}/part-{part:05d}.parquet"
-        pq.write_table(table.slice(start, rows), file, filesystem=filesystem)
+        pq.write_table(table.slice(start, rows), f"{path}/part-{part:05d}.parquet", filesystem=filesystem)
 
 
 def prepare(cfg: settings.Settings | None = None) -> str:

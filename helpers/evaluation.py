@@ -68,8 +68,7 @@ def trained_checkpoint(cfg: settings.Settings) -> ray.train.Checkpoint:
     with show_progress(trainer):
         result = trainer.fit()
     model, config = load_model(result.checkpoint)
-    test_ds = data.load("test", cfg)
-    _, correct, count = evaluate(model, test_ds.iter_torch_batches(batch_size=256), config).tolist()
+    _, correct, count = evaluate(model, data.load("test", cfg).iter_torch_batches(batch_size=256), config).tolist()
     save(result, correct / count, int(count), cfg)
     return _kept_checkpoint(cfg)
 

@@ -28,8 +28,7 @@ class StepLog:
 
     def record(self, process: int, node: str, step: int, workers: int = 1) -> bool:
         """Record a step, counted from the start of training; return whether the worker must be killed now."""
-        entry = {"time": time.time(), "process": process, "node": node, "step": step, "workers": workers}
-        self.recorded.append(entry)
+        self.recorded.append({"time": time.time(), "process": process, "node": node, "step": step, "workers": workers})
         if step in self.kill_after_steps:
             self.kill_after_steps.remove(step)
             return True
@@ -93,9 +92,8 @@ def build_short_trainer(
     name: str, max_failures: int, train_loop=train_loop_ray_train_ray_data, scaling_config=None, num_epochs: int = 3
 ) -> TorchTrainer:
     """Build a run of short epochs without augmentation, or resume the run `name`; two runs agree digit by digit."""
-    # By default with one worker: several would share the images differently in each run.
     cfg = settings.load()
-    scaling_config = scaling_config or cluster.scaling_config(replace(cfg, workers=1))
+    scaling_config = scaling_config or cluster.scaling_config(replace(cfg, workers=1))  # more share images differently
     cluster.require_resources(scaling_config)
     train_ds = data.load("train", cfg).limit(3 * cfg.batch_size).materialize()
     validation_ds = data.load("validation", cfg).limit(64).materialize()

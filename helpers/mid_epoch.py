@@ -37,8 +37,7 @@ def train_step(model, optimizer, scheduler, batch: dict, config: dict) -> torch.
 def train_loop_mid_epoch(config: dict) -> list[dict]:
     """Train like lesson 03's loop, and save every `steps_per_checkpoint` steps and when a node's end is announced.
 
-    The datasets `train` and `rest` have a column `id`. Returns one dict of metrics per epoch, with the ids it has
-    `seen`.
+    The datasets `train` and `rest` have a column `id`. Returns a dict of metrics per epoch, with the ids it has `seen`.
     """
     context = ray.train.get_context()
     torch.manual_seed(config["seed"] + context.get_world_rank())

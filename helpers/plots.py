@@ -138,8 +138,7 @@ def steps_over_time(entries: list[dict], steps_per_epoch: int, ends: tuple[str, 
         end = f": {ends[number]}" if number < len(ends) else ""
         axis.plot("time", "step", ".-", data=mine, color=colour, label=f"process {number + 1}{end}")
         if number + 1 < processes.ngroups:
-            last = mine.tail(1)
-            axis.plot(last["time"], last["step"], "x", color=colour, markersize=12, markeredgewidth=3)
+            axis.plot("time", "step", "x", data=mine.tail(1), color=colour, markersize=12, markeredgewidth=3, label="_")
         lives.append(f"{mine['step'].iloc[0]} to {mine['step'].iloc[-1]}{end}")
     for step in range(steps_per_epoch, table["step"].max() + 1, steps_per_epoch):
         axis.axhline(step, color=GREY, linewidth=0.8, linestyle=":")

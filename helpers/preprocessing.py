@@ -25,8 +25,7 @@ def normalize_images(images, mean: list[float], std: list[float]):
     """Turn a uint8 tensor (batch, height, width, 3) into float32 (batch, 3, height, width); mean, std: scale 0 to 1."""
     # Equal to torchvision's `ToTensor` followed by `Normalize`, and contiguous, on whatever device the images are.
     scaled = images.permute(0, 3, 1, 2).contiguous().float().div_(255)
-    shape = (1, 3, 1, 1)
-    return scaled.sub_(scaled.new_tensor(mean).view(shape)).div_(scaled.new_tensor(std).view(shape))
+    return scaled.sub_(scaled.new_tensor(mean).view(1, 3, 1, 1)).div_(scaled.new_tensor(std).view(1, 3, 1, 1))
 
 
 def image_ids(images: np.ndarray) -> np.ndarray:

@@ -54,9 +54,8 @@ class _Display:
         self.run = trainer.run_config
         self.workers = trainer.scaling_config.num_workers
         self.epochs = trainer.train_loop_config["num_epochs"]
-        self.start, self.epochs_done = time.monotonic(), 0
+        self.start, self.last, self.epochs_done = time.monotonic(), time.time(), 0
         self.lines, self.seconds, self.seen = [], [], set()
-        self.last = time.time()
         in_notebook = hasattr(get_ipython(), "kernel")
         self.text = Pretty
         self.handle = display(Pretty("starting the worker processes"), display_id=True) if in_notebook else None
